@@ -1,0 +1,15 @@
+"""Deep generative models of Stanford CS236, homework 2: mathematics, networks, models, and the experiments around them.
+
+The rooms, each of which imports only from those below it:
+
+    experiment                        flags, run names and folders, device, results.json
+    train, evaluate, pictures         the loop; bounds with standard errors; grids of images
+    checkpoints, data, glyphs         files: weights and training states; data sets; the built-in digits
+    models.vae, ...                   one model = its densities and bounds
+    nns                               networks
+    utils                             the mathematics, tensors to tensors
+"""
+
+
+class InputError(Exception):
+    """What the user gave (a flag, a file, a folder) cannot be used; the message is a sentence: why, and what to do."""

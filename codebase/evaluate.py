@@ -1,0 +1,101 @@
+"""Bounds with their standard errors over images. No gradients, random numbers of its own: training is not disturbed.
+
+A split is a tuple of tensors, one row an image, as the model's methods take them: (x,).
+Dimension letters: B images, M importance samples.
+"""
+
+import math
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from codebase.checkpoints import random_state, restore_random_state
+from codebase.utils import log_mean_exp, sample_gaussian
+
+IMAGES = 100  # images in a chunk
+ROWS = 5000  # images x samples in a chunk: what bounds the memory
+ELBO_SAMPLES = 10  # draws of z for each image, averaged; they leave little but the spread between images
+
+
+class Estimate(NamedTuple):
+    """A mean over images, its standard error over them (their standard deviation / sqrt(n)), and their number n."""
+
+    mean: float
+    se: float
+    n: int
+
+    def __str__(self):
+        return f"{self.mean:.2f} ± {self.se:.2f}"
+
+
+def over_images(values):
+    """The Estimate from one number per image, (n,). The standard error of a single image is nan."""
+    values = values.double()
+    return Estimate(values.mean().item(), values.std().item() / math.sqrt(len(values)), len(values))
+
+
+@contextmanager
+def evaluating(model, seed=0):
+    """Inside: no gradient, evaluation mode, products in full float32, random numbers from `seed`. All undone after."""
+    random, training, precision = random_state(), model.training, torch.get_float32_matmul_precision()
+    try:
+        model.eval()
+        torch.set_float32_matmul_precision("highest")
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        model.train(training)
+        restore_random_state(random)
+
+
+def chunks(split, size):
+    """The split in parts of `size` images."""
+    return zip(*(t.split(size) for t in split), strict=True)
+
+
+def elbo(model, split):
+    """The negative ELBO and its terms on a split, in nats: {'nelbo', 'kl', 'rec': Estimate}. Unbiased."""
+    with evaluating(model):
+        parts = []
+        for part in chunks(split, ROWS):
+            draws = [model.elbo_terms(*part) for _ in range(ELBO_SAMPLES)]
+            parts.append({name: sum(draw[name] for draw in draws) / ELBO_SAMPLES for name in draws[0]})
+        return {name: over_images(torch.cat([part[name] for part in parts])) for name in parts[0]}
+
+
+def iwae(model, split, ms=(1, 10, 100, 1000)):
+    """The negative IWAE bounds -L_m on a split, in nats: {m: Estimate}, an unbiased estimate of each.  (Problem 3.3)
+
+    All bounds come from the same max(ms) samples of each image: that of L_m is the average over as many groups of m as
+    they make up, so that a smaller m is estimated more precisely than from m samples, and of two bounds whose m divide
+    one another the larger m is never the looser. The encoder sees an image once. Memory is bounded by ROWS, but for the
+    log-weights of IMAGES images, 4 bytes a sample.
+    """
+    largest = max(ms)
+    bounds = {m: [] for m in ms}
+    with (
+        evaluating(model),
+        tqdm(total=len(split[0]), desc=f"IWAE-{largest}", unit="image", delay=2, leave=False) as bar,
+    ):
+        for part in chunks(split, IMAGES):
+            qm, qv = model.posterior(*part)  # (B, D)
+            log_w = torch.cat(
+                [
+                    -sum(model.weight_terms(*part, sample_gaussian(qm.expand(m, *qm.shape), qv), qm, qv))
+                    for m in sample_chunks(largest, max(1, ROWS // len(qm)))
+                ]
+            )  # (M, B)
+            for m in ms:
+                groups = log_w[: largest // m * m].unflatten(0, (-1, m))  # (M // m, m, B)
+                bounds[m].append(-log_mean_exp(groups, dim=1).mean(0))  # (B,)
+            bar.update(len(qm))
+    return {m: over_images(torch.cat(bounds[m])) for m in ms}
+
+
+def sample_chunks(total, size):
+    """`total` in summands of `size`, the last one smaller where it does not divide."""
+    return [size] * (total // size) + [total % size] * (total % size > 0)

@@ -1,0 +1,346 @@
+"""What the run scripts share: flags, run names and folders, device, the course of a run, the report, results.json."""
+
+import argparse
+import datetime
+import json
+import math
+import platform
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tensorboardX import SummaryWriter
+
+from codebase import InputError, checkpoints, evaluate
+from codebase.data import Data
+from codebase.train import NonFiniteError, adam, train
+
+# Flags
+
+
+def whole(low):
+    """A flag's type: a whole number from `low` on."""
+
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on")
+        return value
+
+    return parse
+
+
+def positive(text):
+    """A flag's type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def switch(text):
+    """A flag's type: 0 or 1."""
+    if text not in ("0", "1"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0 or 1")
+    return int(text)
+
+
+SHARED_FLAGS = [  # name, default, type, what it is
+    ("dataset", "auto", str, "auto, mnist, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"),
+    ("data_dir", "data", str, "folder of the data sets, as torchvision lays them out"),
+    ("iter_max", 20000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
+    ("iter_save", 10000, whole(1), "training steps between two checkpoints"),
+    ("run", 0, whole(0), "number of the run: another run of the same experiment, in a folder of its own"),
+    ("seed", None, whole(0), "random seed (default: the number of the run)"),
+    ("train", 1, int, "1: train, then report the ELBO; 2: and the IWAE bounds; 0: load a checkpoint, report both"),
+    ("full", 0, switch, "1: the IWAE bounds also on the whole test set, which takes longer"),
+    ("device", "auto", str, "auto, cpu, cuda or mps"),
+    ("batch_size", 100, whole(1), "images in a training step"),
+    ("lr", 1e-3, positive, "learning rate of Adam"),
+    ("iw", 1, whole(1), "train on the IWAE bound with that many importance samples; 1 is the ELBO"),
+    ("resume", 0, switch, "1: go on from the last checkpoint of this run"),
+    ("overwrite", 0, switch, "1: delete what this run has saved, and start afresh"),
+    ("checkpoint", None, str, "with --train 0: a file of weights to load instead of the run's own"),
+]
+CHOICES = {"train": (0, 1, 2), "device": ("auto", "cpu", "cuda", "mps")}
+
+
+def parse_flags(description, own_flags, argv=None):
+    """The flags of a run script: the shared ones, and own_flags (as SHARED_FLAGS) added to them or in their place.
+
+    Adds `step`: the --iter_max that was given, or None. What cannot be read ends the process with code 2.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    table = {flag[0]: flag for flag in [*own_flags, *SHARED_FLAGS]} | {flag[0]: flag for flag in own_flags}
+    for name, default, kind, what in table.values():
+        text = what if default is None else f"{what} (default: {default})"
+        parser.add_argument(f"--{name}", type=kind, choices=CHOICES.get(name), help=text, metavar=name.upper())
+    flags = parser.parse_args(argv)
+    flags.step = flags.iter_max
+    for name, default, *_ in table.values():
+        if getattr(flags, name) is None:
+            setattr(flags, name, default)
+    if flags.seed is None:
+        flags.seed = flags.run
+    if flags.resume and flags.overwrite:
+        parser.error("--resume 1 goes on with a run and --overwrite 1 deletes it: give one of them")
+    if flags.train == 0 and (flags.resume or flags.overwrite):
+        parser.error("--resume 1 and --overwrite 1 are for training; --train 0 only evaluates")
+    if flags.checkpoint and flags.train:
+        parser.error("--checkpoint FILE is for evaluating: add --train 0")
+    return flags
+
+
+def choose_device(wanted):
+    """The device, and in words why. wanted: auto, cpu, cuda or mps. Raises InputError where there is no such device."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if (wanted == "cuda" and not cuda) or (wanted == "mps" and not mps):
+        raise InputError(
+            f"--device {wanted}: PyTorch {torch.__version__} finds no such device here; try --device auto."
+        )
+    kind = wanted if wanted != "auto" else "cuda" if cuda else "mps" if mps else "cpu"
+    what = {
+        "cuda": torch.cuda.get_device_name() if cuda else "",
+        "mps": "Apple GPU",
+        "cpu": f"{torch.get_num_threads()} threads",
+    }[kind]
+    why = "as asked" if wanted != "auto" else "no GPU that PyTorch can use" if kind == "cpu" else "the fastest here"
+    return torch.device(kind), f"{kind} ({what}; {why})"
+
+
+# The run
+
+
+class Run(NamedTuple):
+    """A run: what was asked for, on which data and device, and its two folders."""
+
+    name: str
+    flags: argparse.Namespace
+    data: Data
+    device: torch.device
+    checkpoints: Path
+    logs: Path
+    record: dict  # what results.json holds
+
+
+def run_name(model, flags, data, usual_data="mnist"):
+    """The run's name: model, what is off its default and changes the experiment, number of the run.
+
+    So no two experiments share a folder. model: e.g. 'vae_z=10'.
+    """
+    defaults = {name: default for name, default, *_ in SHARED_FLAGS}
+    parts = [f"model={model}"]
+    if data.name != usual_data:
+        parts.append(f"data={data.name}")
+    if flags.iw != defaults["iw"]:
+        parts.append(f"iw={flags.iw:02d}")
+    if flags.batch_size != defaults["batch_size"]:
+        parts.append(f"batch={flags.batch_size}")
+    if flags.lr != defaults["lr"]:
+        parts.append(f"lr={flags.lr:g}")
+    if flags.seed != flags.run:
+        parts.append(f"seed={flags.seed}")
+    return "_".join([*parts, f"run={flags.run:04d}"])
+
+
+def open_run(model, flags, data, device, device_in_words):
+    """The run that these flags mean. Prints what it is and where things go; writes nothing.
+
+    Raises InputError where training would destroy a run that is there already.
+    """
+    name = run_name(model, flags, data)
+    if flags.checkpoint:
+        path = Path(flags.checkpoint)
+        if not path.is_file():
+            raise InputError(f"--checkpoint {path}: there is no such file.")
+        name = f"{name.rpartition('_run=')[0]}_checkpoint={path.stem}-{zlib.crc32(path.read_bytes()):08x}"
+    folder, logs = Path("checkpoints", name), Path("logs", name)
+    print(f"device       {device_in_words}")
+    print(f"data         {data.origin}: {len(data.x_train):,} training and {len(data.x_test):,} test images")
+    print(f"run          {name}, seed {flags.seed}")
+    print(f"checkpoints  {flags.checkpoint or folder}")
+    print(f"curves       {logs} (tensorboard --logdir logs)", flush=True)
+    done = checkpoints.steps(folder)
+    if flags.train and done and not flags.resume and not flags.overwrite:
+        raise InputError(
+            f"{folder} holds a run already, at step {done[-1]:,}: --resume 1 goes on with it, --train 0 evaluates it, "
+            f"--run {flags.run + 1} trains another, --overwrite 1 deletes it and starts afresh."
+        )
+    record = {
+        "name": name,
+        "flags": {k: v for k, v in vars(flags).items() if k != "step"},
+        "data": {"name": data.name, "origin": data.origin, "train": len(data.x_train), "test": len(data.x_test)},
+        "device": device_in_words,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "machine": platform.machine(),
+        },
+        "commit": git_commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "results": {},
+    }
+    return Run(name, flags, data, device, folder, logs, record)
+
+
+def git_commit():
+    """The commit of this code, with -dirty where files differ from it; None where that cannot be told."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_results(run):
+    """Write run.record to results.json."""
+    run.logs.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(run.record, indent=1, ensure_ascii=False)
+    checkpoints.write_atomically(run.logs / "results.json", lambda file: file.write(text.encode()))
+
+
+def train_or_load(run, model, batches, draw):
+    """Give the model its weights: train it as the flags say, or load them (--train 0). Saves, logs, draws on the way.
+
+    batches: start -> the training batches from that step on, endless; draw: (writer, step) -> None, draws the pictures,
+    called at every checkpoint and, with no writer, after loading.
+    """
+    if run.flags.train == 0:
+        load(run, model)
+        with evaluate.evaluating(model):
+            draw(None, None)
+        return
+
+    optimizer = adam(model, run.flags.lr)
+    start = 0
+    if run.flags.resume and checkpoints.steps(run.checkpoints):
+        start = checkpoints.resume(run.checkpoints, model, optimizer)
+        print(f"resuming after step {start:,}")
+    elif run.flags.resume:
+        print(f"nothing to resume in {run.checkpoints}: starting afresh")
+    stream = batches(start)
+    if run.flags.overwrite:
+        for folder in filter(Path.is_dir, (run.checkpoints, run.logs)):
+            shutil.rmtree(folder)
+    run.logs.mkdir(parents=True, exist_ok=True)
+
+    # TensorBoard forgets what an earlier process logged after the step that this one starts from.
+    with SummaryWriter(str(run.logs), purge_step=start + 1, flush_secs=10) as writer:
+        if start == 0:
+            writer.add_text("flags", "\n".join(f"    {k} = {v}" for k, v in run.record["flags"].items()))
+
+        def save(step):
+            checkpoints.save(run.checkpoints, step, model, optimizer, run.record["flags"])
+            with evaluate.evaluating(model):
+                draw(writer, step)
+
+        def log(step, values):
+            for tag, value in values.items():
+                writer.add_scalar(tag, value, step)
+
+        try:
+            seconds = train(
+                model,
+                stream,
+                optimizer,
+                start=start,
+                iter_max=run.flags.iter_max,
+                iter_save=run.flags.iter_save,
+                save=save,
+                log=log,
+            )
+        except KeyboardInterrupt:
+            done = checkpoints.steps(run.checkpoints)
+            there = f"step {done[-1]:,} is saved, --resume 1 goes on from it" if done else "no checkpoint is saved yet"
+            print(f"\nstopped: {there}")
+            raise
+    trained = max(run.flags.iter_max - start, 0)
+    run.record.update(step=max(start, run.flags.iter_max), trained_steps=trained, train_seconds=round(seconds, 2))
+    if trained:
+        print(f"trained {trained:,} steps in {seconds:.0f} s, {trained / seconds:.0f} a second")
+    else:
+        print(f"nothing to train: this run is at step {start:,} already; --iter_max asks for more")
+    write_results(run)
+
+
+def load(run, model):
+    """Fill the model from --checkpoint, the checkpoint of --iter_max, or the newest one. Raises InputError."""
+    path = run.flags.checkpoint
+    if path is None:
+        done = checkpoints.steps(run.checkpoints)
+        step = done[-1] if run.flags.step is None and done else run.flags.step
+        if step not in done:
+            missing = f"no checkpoint of step {step:,}" if step else "no checkpoint"
+            there = f"there are steps {', '.join(map(str, done))}" if done else "train first, or give --checkpoint FILE"
+            raise InputError(f"there is {missing} in {run.checkpoints} to evaluate: {there}.")
+        path = checkpoints.weights_path(run.checkpoints, step)
+        run.record["step"] = step
+    checkpoints.load_weights(model, path)
+    print(f"loaded       {path}")
+
+    # Keep what training wrote about these weights.
+    try:
+        before = json.loads((run.logs / "results.json").read_text())
+        if run.flags.checkpoint is None and before["step"] == run.record["step"]:
+            run.record.update(before)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+
+
+def report(run, model, splits):
+    """Print the bounds on each split and write them to results.json. splits: {'subset' or 'test': (tensors)}.
+
+    The ELBO always; the IWAE bounds with --train 0 or 2, on the whole test set only with --full 1.
+    """
+    whose = {
+        "subset": "the homework's test subset" if run.data.name == "mnist" else "a fixed subset of the test set",
+        "test": "the whole test set",
+    }
+    print("\nIn nats, each ± its standard error over the images, which are binarised once with a fixed seed.")
+    for name, split in splits.items():
+        print(f"\n{run.data.name}, {whose[name]} ({len(split[0]):,} images)")
+        terms = evaluate.elbo(model, split)
+        print("  ".join(f"{LABELS[term]}: {value}" for term, value in terms.items()), flush=True)
+        results = run.record["results"].setdefault(name, {})
+        results |= {term: value._asdict() for term, value in terms.items()}
+        if run.flags.train != 1 and (name == "subset" or run.flags.full):
+            for m, value in evaluate.iwae(model, split).items():
+                print(f"Negative IWAE-{m}: {value}", flush=True)
+                results[f"iwae_{m}"] = value._asdict()
+        write_results(run)
+
+
+LABELS = {"nelbo": "NELBO", "kl": "KL", "rec": "Rec"}
+
+
+def run_main(main):
+    """Call main() as a script: what the user can mend ends it with a sentence and code 2, Ctrl-C with 130."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(fail(error, 2))
+    except NonFiniteError as error:
+        sys.exit(fail(error, 1))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fail(error, code):
+    print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+    return code

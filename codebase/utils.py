@@ -1,0 +1,93 @@
+"""The mathematics of the homework: tensors to tensors, no modules, devices or files.
+
+Every function broadcasts over leading dimensions and sums over the last one, so that it returns one number per image
+(and per sample, where there is a leading dimension of samples). All densities are in nats; `v` is always a variance.
+
+Dimension letters: B images, X pixels, D latent dimensions, K mixture components, M importance samples, C classes.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def sample_gaussian(m, v):
+    """Draw z ~ N(m, diag(v)) by the reparameterisation z = m + sqrt(v) * eps, eps ~ N(0, I).  (Problem 1.1)
+
+    m, v: (..., D), broadcast against each other; v >= 0, a variance. Returns (..., D), differentiable in m and v
+    (the gradient with respect to v is infinite at v = 0). A negative v gives nan.
+    """
+    eps = torch.randn(torch.broadcast_shapes(m.shape, v.shape), dtype=m.dtype, device=m.device)
+    return m + v.sqrt() * eps
+
+
+def log_normal(x, m, v):
+    """log N(x; m, diag(v)) in nats, exact.  (Problem 2.1)
+
+    x, m, v: (..., D), broadcast against each other; v > 0, a variance. Returns (...). v = 0 gives nan or infinity.
+    """
+    return -0.5 * (LOG_2PI + v.log() + (x - m).square() / v).sum(-1)
+
+
+def log_normal_mixture(z, m, v):
+    """log (1/K) sum_k N(z; m_k, diag(v_k)), the mixture with uniform weights, in nats, exact.  (Problem 2.1)
+
+    z: (..., D); m, v: (..., K, D), whose leading dimensions broadcast against those of z; v > 0, variances.
+    Returns (...).
+    """
+    return log_mean_exp(log_normal(z.unsqueeze(-2), m, v), dim=-1)  # (..., K) -> (...)
+
+
+def kl_normal(qm, qv, pm, pv):
+    """KL(N(qm, diag(qv)) || N(pm, diag(pv))) in nats, closed form, exact.  (Problem 1.2)
+
+    All (..., D), broadcast against each other; qv, pv > 0, variances. Returns (...), never negative up to rounding.
+    """
+    return 0.5 * (pv.log() - qv.log() + (qv + (qm - pm).square()) / pv - 1).sum(-1)
+
+
+def kl_cat(q, log_q, log_p):
+    """KL(Cat(q) || Cat(p)) = sum_c q_c (log q_c - log p_c) in nats, exact.  (Problem 4.2)
+
+    q, log_q, log_p: (..., C), broadcast against each other; log_q from log_softmax, q = exp(log_q). Returns (...).
+    log p_c = -inf where q_c > 0 gives +inf; log_q = -inf gives nan (log_softmax of finite logits never does).
+    """
+    return (q * (log_q - log_p)).sum(-1)
+
+
+def log_mean_exp(x, dim):
+    """log (1/n) sum_i exp(x_i) over dimension `dim` of size n, without overflow.  (Problems 2.1 and 3.2)
+
+    Returns x's shape less `dim`. All of x = -inf gives -inf.
+    """
+    return torch.logsumexp(x, dim) - math.log(x.shape[dim])
+
+
+def duplicate(x, rep):
+    """Repeat a batch `rep` times: row r * B + b of the result is row b of x.  (Problem 3.2)
+
+    x: (B, ...). Returns (rep * B, ...), to be reshaped to (rep, B, ...): the repetition is the leading dimension.
+    """
+    return x.repeat(rep, *[1] * (x.dim() - 1))
+
+
+def gaussian_parameters(h, dim=-1):
+    """Mean and variance of a diagonal Gaussian from a network's output: first half of `dim`, softplus of the second.
+
+    h: an even size 2D along `dim`. Returns (m, v), each of size D there; v = softplus(.) + 1e-8 > 0.
+    """
+    m, h_v = h.chunk(2, dim)
+    return m, F.softplus(h_v) + 1e-8
+
+
+def log_bernoulli_with_logits(x, logits):
+    """log Bern(x; sigmoid(logits)) in nats, exact, summed over the last dimension.  (Problem 1.2)
+
+    x: (..., X) in {0, 1} (for grey values in between it is the expectation over their binarisation); logits: (..., X);
+    broadcast against each other. Returns (...). Finite for finite logits, however large.
+    """
+    x, logits = torch.broadcast_tensors(x, logits)
+    return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)

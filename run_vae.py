@@ -1,0 +1,50 @@
+"""Train and evaluate the variational autoencoder on MNIST (homework, Problems 1 and 3).
+
+Commands:
+    python run_vae.py                        train 20,000 steps, then report the negative ELBO
+    python run_vae.py --train 0              load the newest checkpoint, report the negative IWAE bounds too
+    python run_vae.py --train 0 --full 1     the same, the bounds on the whole test set too
+    python run_vae.py --run 1                another run, with another seed
+    tensorboard --logdir logs                the curves and pictures
+"""
+
+from functools import partial
+
+import torch
+
+from codebase import data, pictures
+from codebase.experiment import choose_device, open_run, parse_flags, report, run_main, train_or_load, whole
+from codebase.models.vae import VAE
+
+FLAGS = [  # name, default, type, what it is
+    ("z", 10, whole(1), "dimension of the latent z"),
+]
+
+
+def main():
+    # Flags, data, run.
+    flags = parse_flags(__doc__, FLAGS)
+    device, device_in_words = choose_device(flags.device)
+    images = data.load(flags.dataset, flags.data_dir)
+    run = open_run(f"vae_z={flags.z}", flags, images, device, device_in_words)
+    splits = {name: (x.to(device),) for name, (x,) in data.binary_test_splits(images).items()}
+
+    # Model.
+    torch.manual_seed(flags.seed)
+    model = VAE(z_dim=flags.z, iw=flags.iw).to(device)
+
+    def draw(writer, step):
+        samples = model.mean_x(model.sample_z(200))
+        (x,) = splits["subset"]
+        pairs = pictures.side_by_side(x, model.reconstruct(x))
+        pictures.show("samples", pictures.grid(samples, images.shape), run.logs, writer, step)
+        pictures.show("reconstructions", pictures.grid(pairs, images.shape), run.logs, writer, step)
+
+    # Train or load, then report.
+    batches = partial(data.binary_batches, images.x_train.to(device), flags.batch_size, flags.seed)
+    train_or_load(run, model, batches, draw)
+    report(run, model, splits)
+
+
+if __name__ == "__main__":
+    run_main(main)
