@@ -5,9 +5,8 @@ with weights_only=True: nothing in them is executed.
 """
 
 import os
-import pickle
 import re
-import zipfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -77,10 +76,12 @@ def restore_random_state(state):
 def read(path):
     """What torch.save put into a file, on the CPU. Raises InputError for a file that is absent or anything else."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickles, which are refused or harmless
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist.") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file makes torch and zipfile raise a dozen kinds of them
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{path} is not a checkpoint that can be read safely ({reason}).") from error
 
@@ -119,6 +120,6 @@ def resume(folder, model, optimizer):
         load_weights(model, weights_path(folder, state["step"]))
         optimizer.load_state_dict(state["optimizer"])
         restore_random_state(state["random"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{path} is not the training state of this run ({error}).") from error
     return state["step"]

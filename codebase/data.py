@@ -185,7 +185,7 @@ def read_npz(path, shape):
     """
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
             there = list(file)
             arrays = {name: file[name] for name in names if name in there}
     except FileNotFoundError as error:
@@ -209,7 +209,7 @@ def read_npz(path, shape):
 
 
 def check_images(name, x, shape):
-    """Images (N, height, width[, C]) as (N, C, height, width); InputError where they are not of that shape and uint8."""
+    """Images (N, height, width[, C]) as (N, C, height, width); InputError where they are not uint8 of that shape."""
     channels, height, width = shape
     wanted = (height, width, channels) if channels > 1 else (height, width)
     if channels == 1 and x.shape[3:] == (1,):

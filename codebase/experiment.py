@@ -240,8 +240,10 @@ def train_or_load(run, model, batches, draw):
             shutil.rmtree(folder)
     run.logs.mkdir(parents=True, exist_ok=True)
 
-    # TensorBoard forgets what an earlier process logged after the step that this one starts from.
-    with SummaryWriter(str(run.logs), purge_step=start + 1, flush_secs=10) as writer:
+    # TensorBoard forgets what an earlier process logged after the step that this one starts from. The suffix keeps two
+    # writers of one second apart, which would otherwise have one file.
+    suffix = f".{start:09d}"
+    with SummaryWriter(str(run.logs), purge_step=start + 1, flush_secs=10, filename_suffix=suffix) as writer:
         if start == 0:
             writer.add_text("flags", "\n".join(f"    {k} = {v}" for k, v in run.record["flags"].items()))
 

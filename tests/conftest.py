@@ -1,0 +1,104 @@
+"""Fixtures: small data sets, the run scripts called in a folder of their own, and models whose log p(x) is known."""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from codebase.models.vae import VAE
+from codebase.utils import log_normal
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def mnist_dir():
+    """The folder of the real MNIST, where there is one: $DATA_DIR, or data/ in the repository."""
+    folder = Path(os.environ.get("DATA_DIR", ROOT / "data")).absolute()
+    if not (folder / "MNIST" / "raw").is_dir():
+        pytest.skip("no MNIST here; DATA_DIR=... says where it is")
+    return folder
+
+
+def save_digits(path, n_train=300, n_test=120, seed=0):
+    """An .npz of blurred blobs that tell their labels: a bar whose place is the label, with noise."""
+    random = np.random.RandomState(seed)
+    arrays = {}
+    for split, n in (("train", n_train), ("test", n_test)):
+        y = np.arange(n) % 10
+        x = random.randint(0, 40, (n, 28, 28))
+        for i, label in enumerate(y):
+            x[i, 4:24, 2 * label + 4 : 2 * label + 7] += 200
+        arrays |= {f"x_{split}": x.astype(np.uint8), f"y_{split}": y}
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """The path of a small .npz data set, in tmp_path."""
+    return save_digits(tmp_path / "digits.npz")
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch, capsys):
+    """script('run_vae.py', '--z', 2, ...) runs it in tmp_path. Returns (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(name, *args):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+class LinearGaussian(VAE):
+    """A VAE whose log p(x) is known: p(z) = N(0, I), p(x|z) = N(x; W z, s I) with orthogonal columns of W, in float64.
+
+    The true posterior is then a diagonal Gaussian, N(z; C W'x / s, diag(C)), C = 1 / (1 + diag(W'W) / s); q(z|x) is
+    that, with its mean moved by `shift` and its variance multiplied by `widen`.
+    """
+
+    def __init__(self, x_dim=6, z_dim=3, s=0.3, shift=0.0, widen=1.0, iw=1):
+        super().__init__(z_dim, iw)
+        columns = torch.linalg.qr(torch.randn(x_dim, z_dim, dtype=torch.float64))[0]
+        self.w = columns * torch.arange(1, z_dim + 1)
+        self.s, self.shift, self.widen = torch.tensor(s, dtype=torch.float64), shift, widen
+        self.double()
+
+    def true_posterior(self, x):
+        v = 1 / (1 + self.w.square().sum(0) / self.s)
+        return v * (x @ self.w) / self.s, v.expand(len(x), -1)
+
+    def posterior(self, x):
+        m, v = self.true_posterior(x)
+        return m + self.shift, v * self.widen
+
+    def log_likelihood(self, x, z):
+        return log_normal(x, z @ self.w.T, self.s)
+
+    def draw(self, n):
+        """n images from p(x)."""
+        z = torch.randn(n, self.w.shape[1], dtype=torch.float64)
+        return z @ self.w.T + self.s.sqrt() * torch.randn(n, len(self.w), dtype=torch.float64)
+
+    def log_p(self, x):
+        """log p(x) = log N(x; 0, W W' + s I). (n,)"""
+        covariance = self.w @ self.w.T + self.s * torch.eye(len(self.w), dtype=torch.float64)
+        zero = torch.zeros(len(self.w), dtype=torch.float64)
+        return torch.distributions.MultivariateNormal(zero, covariance).log_prob(x)

@@ -1,0 +1,355 @@
+"""Data sets, every complaint about one, subsets by checksum, batches by their order."""
+
+import gzip
+import hashlib
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import save_digits
+from torchvision.datasets import MNIST
+
+from codebase import InputError, data
+
+# MNIST
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path, monkeypatch):
+    """A data_dir in MNIST's layout with a few images of our own, two of the files gzipped, and their checksums."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    table = []
+    for i, (name, header, *_) in enumerate(data.MNIST_FILES):
+        n = 30 if "train" in name else 20
+        body = np.arange(n) % 10 if "labels" in name else np.random.RandomState(i).randint(0, 256, n * 784)
+        content = bytes(header) + body.astype(np.uint8).tobytes()
+        if i % 2:
+            (raw / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (raw / name).write_bytes(content)
+        table.append((name, header, len(content), hashlib.sha256(content).hexdigest()))
+    monkeypatch.setattr(data, "MNIST_FILES", table)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # the discard port: nobody listens
+
+
+def test_mnist_from_plain_and_gzipped_files(tiny_mnist):
+    mnist = data.load("mnist", tiny_mnist)
+    assert mnist.name == "mnist"
+    assert mnist.shape == (1, 28, 28)
+    assert mnist.x_train.shape == (30, 784)
+    assert mnist.x_train.dtype == torch.uint8
+    assert mnist.y_test.tolist() == list(range(10)) * 2
+    assert mnist.x_test[1, :5].tolist() == np.random.RandomState(2).randint(0, 256, 20 * 784)[784:789].tolist()
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("train-images-idx3-ubyte", lambda content: content[:-100]),
+        ("train-images-idx3-ubyte", lambda content: b""),
+        ("train-images-idx3-ubyte", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+        ("train-labels-idx1-ubyte.gz", lambda content: content[:-9]),
+        ("train-labels-idx1-ubyte.gz", lambda content: b"no gzip at all"),
+        ("train-labels-idx1-ubyte.gz", lambda content: gzip.compress(b"something else")),
+    ],
+)
+@pytest.mark.parametrize("dataset", ["auto", "mnist"])
+def test_a_damaged_file_is_named_and_never_replaced_by_glyphs(tiny_mnist, file, damage, dataset):
+    path = tiny_mnist / "MNIST" / "raw" / file
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=file) as error:
+        data.load(dataset, tiny_mnist)
+    assert "delete it" in str(error.value)
+
+
+def test_without_mnist_and_network_auto_says_loudly_that_it_takes_the_glyphs(tmp_path, no_network, capsys, monkeypatch):
+    monkeypatch.setattr(data.glyphs, "draw", lambda *_, **__: (np.zeros((70_000, 1, 1, 1), np.uint8), np.zeros(70_000)))
+    assert data.load("auto", tmp_path / "absent").name == "glyphs"
+    assert "USING THE BUILT-IN GLYPHS INSTEAD" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_mnist_and_network_mnist_says_what_to_put_where_and_writes_nothing(tmp_path, no_network):
+    with pytest.raises(data.DownloadError, match=r"train-images-idx3-ubyte.gz.*absent/MNIST/raw.*--data_dir"):
+        data.load("mnist", tmp_path / "absent")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def server():
+    """server(answer) listens on this machine, calls answer(connection, request) each time, and returns its URL."""
+    sockets = []
+
+    def start(answer):
+        listener = socket.create_server(("127.0.0.1", 0))
+        sockets.append(listener)
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                sockets.append(connection)
+                answer(connection, connection.recv(65536))
+
+        threading.Thread(target=serve, daemon=True).start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/"
+
+    yield start
+    for each in sockets:
+        each.close()
+
+
+def test_a_download_that_stalls_is_given_up(tmp_path, server, monkeypatch):
+    """A server that sends half of the file and then nothing. The patience of 20 s is shortened to 0.5 s."""
+    url = server(lambda c, _: c.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(500)))
+    monkeypatch.setattr(MNIST, "mirrors", [url])
+    patience, seen = socket.setdefaulttimeout, []
+    monkeypatch.setattr(socket, "setdefaulttimeout", lambda s: (seen.append(s), patience(s and 0.5)))
+    began = time.monotonic()
+    with pytest.raises(data.DownloadError, match="timed out"):
+        data.load("mnist", tmp_path / "absent")
+    assert time.monotonic() - began < 5
+    assert seen == [20, None]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_with_a_wrong_checksum_is_refused(tmp_path, server, monkeypatch):
+    def answer(connection, _):
+        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 500\r\n\r\n" + bytes(500))
+        connection.close()
+
+    monkeypatch.setattr(MNIST, "mirrors", [server(answer)])
+    with pytest.raises(data.DownloadError, match="not found or corrupted"):
+        data.load("mnist", tmp_path / "absent")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_lands_in_data_dir(tmp_path, tiny_mnist, server, monkeypatch):
+    """Served by a mirror of our own, with its checksums; the second time nothing is downloaded."""
+    raw = tiny_mnist / "MNIST" / "raw"
+    files = {}
+    for name, *_ in data.MNIST_FILES:
+        path = data.find_mnist(raw, name)
+        content = path.read_bytes()
+        files[f"{name}.gz"] = content if path.suffix == ".gz" else gzip.compress(content)
+
+    def answer(connection, request):
+        content = files[request.split()[1].decode().strip("/")]
+        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+        connection.close()
+
+    monkeypatch.setattr(MNIST, "mirrors", [server(answer)])
+    monkeypatch.setattr(MNIST, "resources", [(k, hashlib.md5(v).hexdigest()) for k, v in files.items()])
+    monkeypatch.setattr(MNIST, "__init__", lambda self, root, download: download_to(self, root))
+
+    def download_to(self, root):  # the constructor less the reading, which wants 60,000 images
+        self.root = root
+        self.download()
+
+    new = tmp_path / "new" / "place"
+    first = data.load("mnist", new)
+    assert first.x_train.shape == (30, 784)
+    assert {path.name for path in (new / "MNIST" / "raw").iterdir()} == set(files)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "new"]
+    monkeypatch.setattr(MNIST, "mirrors", [])
+    assert data.load("auto", new).x_test.equal(first.x_test)
+
+
+def test_real_mnist_and_its_subset(mnist_dir):
+    """The binarised subset by its checksum, which fixes the file order, the table, and the random stream."""
+    mnist = data.load("mnist", mnist_dir)
+    assert (len(mnist.x_train), len(mnist.x_test)) == (60_000, 10_000)
+    x = data.binarise_once(mnist.x_test[data.test_subset(mnist)])
+    assert x.shape == (100, 784)
+    assert x.sum().item() == 10257
+    checksum = "e987bfcffd12fe0269806e1d7c819de46d3e7902b0d7d98dc7bd3c780ceab5d3"
+    assert hashlib.sha256(x.numpy().tobytes()).hexdigest() == checksum
+    splits = data.binary_test_splits(mnist)
+    assert splits["subset"][0].equal(x.float())
+    assert splits["test"][0].shape == (10_000, 784)
+
+
+# .npz files and names
+
+
+def test_npz(tmp_path):
+    mine = data.load(str(save_digits(tmp_path / "my digits!.npz", 30, 20)), "unused")
+    assert mine.name.startswith("my-digits-")
+    assert mine.x_train.shape == (30, 784)
+    assert mine.y_test.tolist() == list(range(10)) * 2
+    with np.load(tmp_path / "my digits!.npz") as file:
+        assert mine.x_train[3].tolist() == file["x_train"][3].ravel().tolist()
+
+
+def test_npz_name_tells_contents_apart(tmp_path):
+    (tmp_path / "other").mkdir()
+    names = {
+        data.load(str(save_digits(tmp_path / "a.npz", seed=0)), "").name,
+        data.load(str(save_digits(tmp_path / "other" / "a.npz", seed=1)), "").name,
+    }
+    assert len(names) == 2
+
+
+def test_colour_npz_becomes_channel_first(tmp_path):
+    x = np.random.RandomState(0).randint(0, 256, (12, 32, 32, 3)).astype(np.uint8)
+    y = np.arange(12) % 10
+    np.savez(tmp_path / "c.npz", x_train=x, y_train=y, x_test=x[:5], y_test=y[:5])
+    mine = data.read_npz(tmp_path / "c.npz", data.COLOUR)
+    assert mine.x_train.shape == (12, 3072)
+    assert mine.x_train.reshape(12, 3, 32, 32)[7, 2, 10, 20] == x[7, 10, 20, 2]
+
+
+def test_npz_with_a_channel_of_one(tmp_path):
+    x, y = np.zeros((5, 28, 28, 1), np.uint8), np.arange(5)
+    np.savez(tmp_path / "c.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    assert data.load(str(tmp_path / "c.npz"), "").x_test.shape == (5, 784)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"x_test": None}, "no array x_test; it has x_train, y_train, y_test"),
+        ({"x_train": np.zeros((5, 28, 28))}, r"x_train must hold .*uint8.*\(5, 28, 28\) float64"),
+        ({"x_train": np.zeros((5, 32, 32, 3), np.uint8)}, r"x_train must hold .*28, 28.*\(5, 32, 32, 3\)"),
+        ({"x_train": np.zeros((0, 28, 28), np.uint8)}, "N at least 1"),
+        ({"x_test": np.zeros(7, np.uint8)}, r"x_test must hold .*\(7,\)"),
+        ({"y_train": np.arange(4)}, r"y_train must hold 5 whole numbers.*\(4,\)"),
+        ({"y_train": np.eye(5)}, r"y_train must hold 5 whole numbers.*\(5, 5\)"),
+        ({"y_test": np.arange(5.0)}, "y_test must hold 5 whole numbers.*float64"),
+        ({"y_test": np.arange(5) + 6}, "labels from 0 to 9; its are from 6 to 10"),
+        ({"y_test": np.arange(5) - 1}, "labels from 0 to 9; its are from -1 to 3"),
+        ({"y_train": np.array([{}] * 5)}, "not a readable .npz file of plain arrays"),
+    ],
+)
+def test_npz_complaints(tmp_path, change, complaint):
+    x, y = np.zeros((5, 28, 28), np.uint8), np.arange(5)
+    arrays = {"x_train": x, "y_train": y, "x_test": x, "y_test": y} | change
+    np.savez(tmp_path / "bad.npz", **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(InputError, match=complaint) as error:
+        data.load(str(tmp_path / "bad.npz"), "")
+    assert "bad.npz" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_npz_that_is_none(tmp_path, digits):
+    whole = digits.read_bytes()
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    (tmp_path / "short.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "folder.npz").mkdir()
+    for name in ("array", "short", "empty", "text", "folder"):
+        with pytest.raises(InputError, match=rf"{name}.npz is not a readable"):
+            data.load(str(tmp_path / f"{name}.npz"), "")
+    with pytest.raises(InputError, match=r"absent.npz does not exist"):
+        data.load(str(tmp_path / "absent.npz"), "")
+
+
+def test_unknown_name():
+    with pytest.raises(InputError, match="minst: the choices are auto, mnist, glyphs"):
+        data.load("minst", "data")
+
+
+def test_glyphs_are_a_data_set_of_60000_and_10000():
+    drawn = data.load("glyphs", "unused")
+    assert (drawn.name, drawn.shape) == ("glyphs", (1, 28, 28))
+    assert drawn.x_train.shape == (60_000, 784)
+    assert drawn.x_test.shape == (10_000, 784)
+    assert drawn.y_train.bincount().shape == (10,)
+
+
+# Subsets and batches
+
+
+def test_homework_subset_takes_positions_within_the_class():
+    """On labels in any order: entry r of class c is the image that is the table's [c][r]-th of its class."""
+    y = torch.from_numpy(np.random.RandomState(0).permutation(np.repeat(np.arange(10), 1200)))
+    empty = torch.zeros(0, 784, dtype=torch.uint8)
+    chosen = data.test_subset(data.Data("mnist", "", data.GREY, empty, y, empty, y))
+    assert chosen.shape == (100,)
+    for i, index in enumerate(chosen.tolist()):
+        c, r = divmod(i, 10)
+        assert y[index] == c
+        assert (y[:index] == c).sum() == data.MNIST_TEST_SUBSET[c][r]
+
+
+def test_other_data_get_ten_test_images_of_each_class(digits):
+    mine = data.load(str(digits), "")
+    chosen = data.test_subset(mine)
+    assert mine.y_test[chosen].tolist() == sorted(list(range(10)) * 10)
+    assert chosen.unique().numel() == 100
+    assert data.test_subset(mine).equal(chosen)
+    few = mine._replace(y_test=mine.y_test[:13], x_test=mine.x_test[:13])
+    assert sorted(data.test_subset(few).tolist()) == list(range(13))
+
+
+def test_binarise_is_bernoulli_of_the_grey_value():
+    """Every grey value: its share of ones by a binomial test; 0 and 255 always black and white. Fails once in 1,000."""
+    x = torch.arange(256, dtype=torch.uint8).expand(20_000, 256)
+    ones = data.binarise(x)
+    assert set(ones.unique().tolist()) == {0.0, 1.0}
+    counts = ones.sum(0)
+    assert counts[0] == 0
+    assert counts[255] == 20_000
+    p = np.arange(1, 255) / 255
+    chi2 = ((counts[1:255].numpy() - 20_000 * p) ** 2 / (20_000 * p * (1 - p))).sum()
+    assert 1e-3 < scipy.stats.chi2.sf(chi2, 254) < 1 - 1e-3
+    assert not data.binarise(x).equal(ones)
+
+
+def test_binarise_once_is_always_the_same():
+    x = torch.randint(0, 256, (5, 784), dtype=torch.uint8)
+    assert data.binarise_once(x).equal(data.binarise_once(x))
+    assert data.binarise_once(x).dtype == torch.uint8
+    assert data.binarise_once(torch.full((2, 4), 255, dtype=torch.uint8)).equal(torch.ones(2, 4, dtype=torch.uint8))
+
+
+def take(stream, n):
+    return [next(stream) for _ in range(n)]
+
+
+def test_an_epoch_shows_every_image_once_in_a_fresh_order():
+    rows = torch.arange(50)
+    first, second = take(stream := data.batches((rows, rows + 100), 10, seed=0), 5), take(stream, 5)
+    for epoch in (first, second):
+        seen = torch.cat([batch[0] for batch in epoch])
+        assert seen.sort().values.equal(rows)
+        assert not seen.equal(rows)
+        assert torch.cat([batch[1] for batch in epoch]).equal(seen + 100)
+    assert not torch.cat([batch[0] for batch in first]).equal(torch.cat([batch[0] for batch in second]))
+
+
+def test_batches_from_a_step_on_are_those_of_the_uninterrupted_stream():
+    rows = torch.arange(53)
+    whole = take(data.batches((rows,), 10, seed=4), 23)
+    for start in (0, 3, 5, 17):
+        again = take(data.batches((rows,), 10, seed=4, start=start), 23 - start)
+        assert all(a[0].equal(b[0]) for a, b in zip(again, whole[start:], strict=True))
+    other = take(data.batches((rows,), 10, seed=5), 23)
+    assert not all(a[0].equal(b[0]) for a, b in zip(other, whole, strict=True))
+
+
+def test_a_batch_larger_than_the_data_is_refused_at_once():
+    with pytest.raises(InputError, match="--batch_size 51 is more than the 50 training images"):
+        data.batches((torch.arange(50),), 51, seed=0)
+
+
+def test_binary_batches():
+    x = torch.randint(0, 256, (30, 784), dtype=torch.uint8)
+    (batch,) = next(data.binary_batches(x, 10, seed=0))
+    assert batch.shape == (10, 784)
+    assert batch.dtype == torch.float32
+    assert set(batch.unique().tolist()) == {0.0, 1.0}

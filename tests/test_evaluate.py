@@ -1,0 +1,66 @@
+"""Evaluation: right, with honest standard errors, repeatable, bounded in memory, and without a trace in training."""
+
+import pytest
+import torch
+from conftest import LinearGaussian
+
+from codebase import evaluate
+from codebase.models.vae import VAE
+
+
+def test_over_images():
+    estimate = evaluate.over_images(torch.tensor([1.0, 2.0, 6.0]))
+    assert estimate.mean == pytest.approx(3)
+    assert estimate.se == pytest.approx((7 / 3) ** 0.5)  # variance (4 + 1 + 9) / 2 = 7
+    assert estimate.n == 3
+
+
+def test_elbo_is_unbiased_and_adds_up():
+    model = LinearGaussian(shift=0.1, widen=1.5)
+    x = model.draw(6000)  # more than a chunk
+    terms = evaluate.elbo(model, (x,))
+    draws = torch.stack([model.elbo_terms(x)["nelbo"].mean() for _ in range(200)])
+    assert terms["nelbo"].mean == pytest.approx(terms["kl"].mean + terms["rec"].mean)
+    assert abs(terms["nelbo"].mean - draws.mean().item()) < 4 * draws.std().item() / 10**0.5
+    assert terms["nelbo"].n == 6000
+    assert terms["kl"].se == pytest.approx(model.kl(None, *model.posterior(x)).std().item() / 6000**0.5)
+
+
+def test_iwae_is_exact_at_the_true_posterior():
+    """Whatever the chunks of images and samples: 250 images make three of 100, 77 samples two of 50."""
+    model = LinearGaussian()
+    x = model.draw(250)
+    for m, bound in evaluate.iwae(model, (x,), (1, 10, 77)).items():
+        assert bound.mean == pytest.approx(-model.log_p(x).mean().item(), rel=1e-9), m
+        assert bound.se == pytest.approx(model.log_p(x).std().item() / 250**0.5, rel=1e-9)
+        assert bound.n == 250
+
+
+def test_iwae_agrees_with_the_models_own_bound():
+    model = LinearGaussian(shift=0.2, widen=1.5)
+    x = model.draw(300)
+    bounds = evaluate.iwae(model, (x,), (1, 10, 100))
+    for m, bound in bounds.items():
+        draws = torch.stack([model.negative_iwae_bound(x, m)[0] for _ in range(200)])
+        assert abs(bound.mean - draws.mean().item()) < 4 * draws.std().item(), m
+    assert bounds[1].mean > bounds[10].mean > bounds[100].mean > -model.log_p(x).mean().item() - 1e-3
+
+
+def test_sample_chunks():
+    assert evaluate.sample_chunks(10, 4) == [4, 4, 2]
+    assert evaluate.sample_chunks(8, 4) == [4, 4]
+    assert evaluate.sample_chunks(1, 50) == [1]
+
+
+def test_evaluating_twice_gives_the_same_and_disturbs_nothing():
+    model = VAE().train()
+    x = torch.randint(0, 2, (30, 784)).float()
+    torch.manual_seed(5)
+    expected = torch.rand(4)
+    torch.manual_seed(5)
+    first = evaluate.elbo(model, (x,)), evaluate.iwae(model, (x,), (1, 20))
+    assert torch.rand(4).equal(expected)
+    assert model.training
+    assert torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert (evaluate.elbo(model, (x,)), evaluate.iwae(model, (x,), (1, 20))) == first

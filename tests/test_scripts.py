@@ -1,0 +1,337 @@
+"""The run scripts as a user calls them, on small data."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from codebase.models.vae import VAE
+
+NUMBER = r"-?\d+\.\d\d ± \d+\.\d\d"
+
+
+@pytest.fixture
+def vae(script, digits):
+    """vae('--z', 2, ...) runs run_vae.py on small digits; 30 steps, a checkpoint every 20, unless told otherwise."""
+
+    def call(*args):
+        usual = {"--dataset": digits, "--iter_max": 30, "--iter_save": 20, "--batch_size": 50, "--device": "cpu"}
+        for name in args:
+            usual.pop(name, None)
+        return script("run_vae.py", *(x for pair in usual.items() for x in pair), *args)
+
+    return call
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """The one run there is: its folders of checkpoints and of logs."""
+
+    def find():
+        (checkpoints,) = (tmp_path / "checkpoints").iterdir()
+        return checkpoints, tmp_path / "logs" / checkpoints.name
+
+    return find
+
+
+def weights(folder, step):
+    return torch.load(folder / f"model-{step:05d}.pt", weights_only=True)
+
+
+def same(a, b):
+    return list(a) == list(b) and all(a[key].equal(b[key]) for key in a)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def curves(logs):
+    """What TensorBoard shows: {tag: [(step, value), ...]}."""
+    events = EventAccumulator(str(logs))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_train_then_evaluate(vae, folders):
+    code, out, _ = vae("--z", 2)
+    assert code == 0
+    checkpoints, logs = folders()
+    assert re.fullmatch(r"model=vae_z=2_data=digits-[0-9a-f]{8}_batch=50_run=0000", checkpoints.name)
+    lines = out.splitlines()
+    assert lines[0].startswith("device       cpu")
+    assert "300 training and 120 test images" in lines[1]
+    assert checkpoints.name in lines[2]
+    assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}$", out, re.M)) == 2
+    assert "IWAE" not in out
+    assert {path.name for path in checkpoints.iterdir()} == {"model-00020.pt", "model-00030.pt", "training.pt"}
+
+    # The pictures: 10 x 20 tiles of 28 pixels, a line of one pixel around each.
+    for name in ("samples", "reconstructions"):
+        with Image.open(logs / f"{name}.png") as picture:
+            assert picture.size == (20 * 29 + 1, 10 * 29 + 1)
+    events = EventAccumulator(str(logs))
+    events.Reload()
+    assert set(events.Tags()["images"]) == {"samples", "reconstructions"}
+    assert set(curves(logs)) == {"train/loss", "gen/elbo", "gen/kl_z", "gen/rec"}
+
+    record = json.loads((logs / "results.json").read_text())
+    assert record["name"] == checkpoints.name
+    assert record["step"] == 30
+    assert (record["flags"]["z"], record["flags"]["seed"], record["flags"]["lr"]) == (2, 0, 1e-3)
+    assert record["data"]["train"] == 300
+    assert record["versions"]["torch"] == torch.__version__
+    results = record["results"]
+    assert results["subset"]["nelbo"]["n"] == 100
+    assert results["test"]["nelbo"]["n"] == 120
+    assert f"NELBO: {results['test']['nelbo']['mean']:.2f}" in out
+
+    before = contents(checkpoints)
+    code, out, _ = vae("--z", 2, "--train", 0)
+    assert code == 0
+    assert "model-00030.pt" in out
+    bounds = [float(x) for x in re.findall(r"^Negative IWAE-\d+: (-?\d+\.\d\d) ± \d+\.\d\d$", out, re.M)]
+    assert len(bounds) == 4  # on the subset alone
+    assert sorted(bounds, reverse=True) == bounds
+    assert contents(checkpoints) == before
+    after = json.loads((logs / "results.json").read_text())
+    assert after["results"]["test"] == results["test"]  # the same numbers again
+    assert after["results"]["subset"].keys() == {"nelbo", "kl", "rec", "iwae_1", "iwae_10", "iwae_100", "iwae_1000"}
+    assert after["train_seconds"] == record["train_seconds"]
+
+    code, out, _ = vae("--z", 2, "--train", 0, "--full", 1)
+    assert out.count("Negative IWAE-1000: ") == 2
+
+
+def test_train_2_does_both(vae):
+    code, out, _ = vae("--train", 2, "--iter_max", 3)
+    assert code == 0
+    assert "trained 3 steps" in out
+    assert "Negative IWAE-1000: " in out
+
+
+def test_train_0_takes_the_newest_checkpoint_or_that_of_iter_max(vae):
+    vae()
+    assert "model-00030.pt" in vae("--train", 0)[1].replace("--iter_max", "")
+    assert "model-00020.pt" in vae("--train", 0, "--iter_max", 20)[1]
+    code, _, err = vae("--train", 0, "--iter_max", 25)
+    assert code == 2
+    assert "no checkpoint of step 25" in err
+    assert "there are steps 20, 30" in err
+
+
+def test_same_seed_same_weights_bit_for_bit(vae, folders, tmp_path):
+    vae()
+    first, _ = folders()
+    a = weights(first, 30)
+    vae("--overwrite", 1)
+    assert same(a, weights(first, 30))
+    vae("--run", 1)
+    assert not same(a, weights(tmp_path / "checkpoints" / first.name.replace("run=0000", "run=0001"), 30))
+
+
+def test_resume_gives_what_an_uninterrupted_run_gives(vae, folders):
+    """300 steps, against 150 that are gone on with to 300: weights, training state, curves, and numbers."""
+    vae("--iter_max", 300, "--iter_save", 1000)
+    checkpoints, logs = folders()
+    a, state, curve = (
+        weights(checkpoints, 300),
+        torch.load(checkpoints / "training.pt", weights_only=True),
+        curves(logs),
+    )
+    numbers = json.loads((logs / "results.json").read_text())["results"]
+    vae("--iter_max", 150, "--iter_save", 1000, "--overwrite", 1)
+    assert not (checkpoints / "model-00300.pt").exists()
+    code, out, _ = vae("--iter_max", 300, "--iter_save", 1000, "--resume", 1)
+    assert code == 0
+    assert "resuming after step 150" in out
+    assert same(a, weights(checkpoints, 300))
+    again = torch.load(checkpoints / "training.pt", weights_only=True)
+    assert again["random"]["cpu"].equal(state["random"]["cpu"])
+    for p, q in zip(state["optimizer"]["state"].values(), again["optimizer"]["state"].values(), strict=True):
+        assert same(p, q)
+    assert json.loads((logs / "results.json").read_text())["results"] == numbers
+    resumed = curves(logs)
+    assert {tag: [point for point in points if point[0] != 150] for tag, points in resumed.items()} == curve
+
+
+def test_resume_forgets_the_points_that_were_logged_after_the_last_save(vae, folders, tmp_path):
+    """A process that died at step 250, with its last checkpoint at 150: each step is shown once in the end."""
+    vae("--iter_max", 250, "--iter_save", 150)
+    checkpoints, logs = folders()
+    (checkpoints / "model-00250.pt").unlink()
+    state = torch.load(checkpoints / "training.pt", weights_only=True)
+    vae("--iter_max", 150, "--iter_save", 150, "--run", 5, "--seed", 0)  # the training state of step 150
+    (other,) = (tmp_path / "checkpoints").glob("*_seed=0_run=0005")
+    (checkpoints / "training.pt").write_bytes((other / "training.pt").read_bytes())
+    vae("--iter_max", 250, "--iter_save", 150, "--resume", 1)
+    assert [step for step, _ in curves(logs)["train/loss"]] == [100, 200, 250]
+    assert torch.load(checkpoints / "training.pt", weights_only=True)["random"]["cpu"].equal(state["random"]["cpu"])
+
+
+def test_resume_with_nothing_to_do_and_with_nothing_there(vae, folders):
+    code, out, _ = vae("--resume", 1)
+    assert code == 0
+    assert "nothing to resume" in out
+    before = contents(folders()[0])
+    code, out, _ = vae("--resume", 1)
+    assert code == 0
+    assert "at step 30 already" in out
+    assert contents(folders()[0]) == before
+
+
+def test_a_second_run_touches_nothing_of_the_first(vae, folders):
+    vae()
+    checkpoints, logs = folders()
+    before = contents(checkpoints) | contents(logs)
+    code, _, err = vae()
+    assert code == 2
+    assert all(hint in err for hint in ("--resume 1", "--overwrite 1", "--run 1", "--train 0"))
+    assert "Traceback" not in err
+    assert contents(checkpoints) | contents(logs) == before
+
+
+def test_what_changes_the_experiment_joins_the_name(vae, tmp_path):
+    for args in ((), ("--iw", 5), ("--lr", 3e-4), ("--seed", 7), ("--z", 3), ("--run", 2)):
+        assert vae("--iter_max", 2, *args)[0] == 0
+    names = {
+        re.sub(r"_data=digits-[0-9a-f]{8}|_batch=50", "", path.name) for path in (tmp_path / "checkpoints").iterdir()
+    }
+    assert names == {
+        "model=vae_z=10_run=0000",
+        "model=vae_z=10_iw=05_run=0000",
+        "model=vae_z=10_lr=0.0003_run=0000",
+        "model=vae_z=10_seed=7_run=0000",
+        "model=vae_z=3_run=0000",
+        "model=vae_z=10_run=0002",
+    }
+
+
+def test_a_file_of_the_homeworks_weights_is_evaluated(vae, tmp_path):
+    """A bare state_dict of the homework's keys, in another order; results land apart from any run's."""
+    state = VAE(z_dim=10).state_dict()
+    torch.save(dict(sorted(state.items())), tmp_path / "theirs.pt")
+    code, out, _ = vae("--train", 0, "--checkpoint", "theirs.pt")
+    assert code == 0
+    assert "Negative IWAE-1000: " in out
+    (logs,) = (tmp_path / "logs").iterdir()
+    assert re.fullmatch(r"model=vae_z=10_data=digits-\w+_batch=50_checkpoint=theirs-[0-9a-f]{8}", logs.name)
+    assert (logs / "samples.png").exists()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_checkpoint(vae, tmp_path):
+    code, _, err = vae("--lr", 1e30)
+    assert code == 1
+    assert re.search(r"error: the loss of step \d+ is (inf|nan)", err)
+    assert list((tmp_path / "checkpoints").rglob("*.pt")) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (("--z", 0), "--z: '0' is not a whole number from 1 on"),
+        (("--z", "ten"), "--z: 'ten' is not a whole number from 1 on"),
+        (("--iter_max", 0), "--iter_max: '0' is not a whole number from 1 on"),
+        (("--iter_save", "-5"), "--iter_save: '-5' is not a whole number from 1 on"),
+        (("--run", -1), "--run: '-1' is not a whole number from 0 on"),
+        (("--seed", 1.5), "--seed: '1.5' is not a whole number from 0 on"),
+        (("--lr", "nan"), "--lr: 'nan' is not a number above 0"),
+        (("--lr", "-1"), "--lr: '-1' is not a number above 0"),
+        (("--iw", 0), "--iw: '0' is not a whole number from 1 on"),
+        (("--train", 3), "invalid choice: 3"),
+        (("--full", "yes"), "--full: 'yes' is not 0 or 1"),
+        (("--device", "tpu"), "invalid choice: 'tpu'"),
+        (("--zz", 1), "unrecognized arguments"),
+        (("--resume", 1, "--overwrite", 1), "give one of them"),
+        (("--train", 0, "--resume", 1), "--train 0 only evaluates"),
+        (("--checkpoint", "x.pt"), "add --train 0"),
+        (("--train", 0, "--checkpoint", "x.pt"), "--checkpoint x.pt: there is no such file"),
+        (("--train", 0), "train first, or give --checkpoint FILE"),
+        (("--batch_size", 301), "--batch_size 301 is more than the 300 training images"),
+        (("--dataset", "absent.npz"), "absent.npz does not exist"),
+        (("--dataset", "cifar"), "--dataset cifar: the choices are"),
+    ],
+)
+def test_complaints_are_a_sentence_and_code_2_and_nothing_is_written(vae, tmp_path, args, complaint):
+    code, _, err = vae(*args)
+    assert code == 2
+    assert complaint in err
+    assert "Traceback" not in err
+    assert {path.name for path in tmp_path.iterdir()} == {"digits.npz"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_where_there_is_none(vae):
+    code, _, err = vae("--device", "cuda")
+    assert code == 2
+    assert "--device cuda: PyTorch" in err
+
+
+def test_help_shows_every_flag_with_its_default(script):
+    code, out, _ = script("run_vae.py", "--help")
+    assert code == 0
+    for flag in ("--z", "--iter_max", "--seed", "--checkpoint", "--dataset", "--overwrite"):
+        assert flag in out
+    assert "(default: 20000)" in out
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, digits):
+    """In a process of its own: SIGINT after the first checkpoint ends it with 130 and a sentence."""
+    command = [
+        sys.executable,
+        str(ROOT / "run_vae.py"),
+        "--dataset",
+        str(digits),
+        "--iter_save",
+        "20",
+        "--device",
+        "cpu",
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("checkpoints/*/training.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(2)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"stopped: step [\d,]+ is saved, --resume 1 goes on from it", out)
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_peak_memory_of_evaluating(tmp_path, digits):
+    """--train 0 stays under 1.5 GB, and the bounds' memory does not grow with m: 4 bytes a sample of 100 images."""
+    command = [sys.executable, str(ROOT / "run_vae.py"), "--dataset", "glyphs", "--device", "cpu", "--iter_max", "2"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    measure = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    run = [sys.executable, "-c", measure, *command[1:], "--train", "0"]
+    out = subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert "Negative IWAE-1000" in out
+    assert int(out.split()[-1]) * 1024 < 1.5e9
+
+
+@pytest.mark.slow
+def test_the_homeworks_numbers_on_mnist(mnist_dir, tmp_path):
+    """A run of 20,000 steps: within the bands that a correct implementation gets."""
+    command = [sys.executable, str(ROOT / "run_vae.py"), "--data_dir", str(mnist_dir), "--train", "2"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    (path,) = tmp_path.glob("logs/*/results.json")
+    results = json.loads(path.read_text())["results"]
+    mean = {(split, name): value["mean"] for split in results for name, value in results[split].items()}
+    assert abs(mean["test", "nelbo"] - 99.7) < 0.6
+    assert abs(mean["subset", "nelbo"] - 101.5) < 1.2
+    assert abs(mean["subset", "kl"] - 19.4) < 0.6
+    assert abs(mean["subset", "iwae_1"] - mean["subset", "nelbo"]) < 0.3
+    assert abs(mean["subset", "iwae_1000"] - 97.2) < 1

@@ -1,0 +1,164 @@
+"""The VAE and its bounds, on models whose log p(x) is known and on the real networks."""
+
+import pytest
+import torch
+from conftest import LinearGaussian
+from torch.distributions import Bernoulli, Normal
+
+from codebase.models.vae import VAE
+from codebase.utils import kl_normal
+
+N = 200
+
+
+def test_every_importance_weight_is_p_of_x_at_the_true_posterior():
+    """p(x, z) / q(z|x) = p(x) for every z then: the bounds are exact without any averaging."""
+    model = LinearGaussian()
+    x = model.draw(N)
+    for m in (1, 7):
+        niwae, kl, rec = model.negative_iwae_bound(x, m)
+        torch.testing.assert_close(niwae, -model.log_p(x).mean(), rtol=1e-9, atol=0)
+        torch.testing.assert_close(kl + rec, niwae, rtol=1e-9, atol=0)
+
+
+def test_the_negative_elbo_is_the_kl_to_the_true_posterior_above_minus_log_p():
+    """-ELBO(x) = -log p(x) + KL(q(z|x) || p(z|x)), image by image, within four standard errors of 4,000 draws."""
+    model = LinearGaussian(shift=0.1, widen=1.5)
+    x = model.draw(20)
+    exact = -model.log_p(x) + kl_normal(*model.posterior(x), *model.true_posterior(x))
+    draws = torch.stack([model.elbo_terms(x)["nelbo"] for _ in range(4000)])
+    error = draws.std(0) / 4000**0.5
+    assert ((draws.mean(0) - exact).abs() < 4 * error).all()
+    assert (error < 0.1).all()
+
+
+def test_the_terms_of_the_elbo():
+    """kl is the closed form between q(z|x) and N(0, I), all dimensions counted; rec is -log p(x|z) at z ~ q."""
+    model = VAE(z_dim=5)
+    x = torch.randint(0, 2, (8, 784)).float()
+    qm, qv = model.posterior(x)
+    q, p = Normal(qm, qv.sqrt()), Normal(0.0, 1.0)
+    torch.manual_seed(1)
+    terms = model.elbo_terms(x)
+    torch.manual_seed(1)
+    z = q.rsample()
+    torch.testing.assert_close(terms["kl"], torch.distributions.kl_divergence(q, p).sum(-1))
+    torch.testing.assert_close(terms["rec"], -Bernoulli(logits=model.dec(z)).log_prob(x).sum(-1))
+    torch.testing.assert_close(terms["nelbo"], terms["kl"] + terms["rec"])
+    torch.manual_seed(1)
+    nelbo, kl, rec = model.negative_elbo_bound(x)
+    assert [nelbo, kl, rec] == [terms["nelbo"].mean(), terms["kl"].mean(), terms["rec"].mean()]
+
+
+def test_the_iwae_bound_from_its_definition():
+    """-log (1/m) sum_i p(x, z_i) / q(z_i|x), term by term with torch.distributions, for the same z_i."""
+    model = VAE(z_dim=5).double()
+    x = torch.randint(0, 2, (8, 784)).double()
+    qm, qv = model.posterior(x)
+    torch.manual_seed(1)
+    niwae, kl, rec = model.negative_iwae_bound(x, 6)
+    torch.manual_seed(1)
+    q, p = Normal(qm, qv.sqrt()), Normal(0.0, 1.0)
+    z = q.rsample((6,))
+    log_joint = p.log_prob(z).sum(-1) + Bernoulli(logits=model.dec(z)).log_prob(x).sum(-1)
+    log_w = log_joint - q.log_prob(z).sum(-1)  # (M, B)
+    torch.testing.assert_close(niwae, -(log_w - log_w.max()).exp().mean(0).log().mean() - log_w.max())
+    torch.testing.assert_close(kl + rec, -log_w.mean())
+
+
+def test_elbo_below_iwae_below_log_p():
+    """ELBO <= L_5 <= L_50 <= log p(x), averaged over images and draws, each gap well above its noise."""
+    model = LinearGaussian(shift=0.1, widen=1.5)
+    x = model.draw(2000)
+    bounds = [-model.negative_iwae_bound(x, m)[0].item() for m in (1, 5, 50)] + [model.log_p(x).mean().item()]
+    assert sorted(bounds) == bounds
+    assert bounds[1] - bounds[0] > 0.05
+    assert 0 < bounds[3] - bounds[2] < 0.05
+
+
+def test_iwae_with_one_sample_is_the_elbo():
+    """The same expectation: closed-form KL or that of the sample, within four standard errors."""
+    model = VAE(z_dim=4)
+    x = torch.randint(0, 2, (10, 784)).float()
+    with torch.no_grad():
+        difference = torch.stack(
+            [model.negative_iwae_bound(x, 1)[0] - model.negative_elbo_bound(x)[0] for _ in range(500)]
+        )
+    assert difference.mean().abs() < 4 * difference.std() / 500**0.5
+
+
+def test_log_p_by_quadrature():
+    """With D = 1, log p(x) is an integral over z, here by the trapezoidal rule; IWAE-1000 is within 0.05 nats below."""
+    model = VAE(z_dim=1).double()
+    with torch.no_grad():
+        model.dec.net[4].weight.mul_(4)  # so that z matters
+        x = model.sample_x(20)
+        z = torch.linspace(-9, 9, 2001, dtype=torch.float64)[:, None, None].expand(-1, 20, 1)
+        log_p = torch.logsumexp(model.log_prior(z) + model.log_likelihood(x, z), 0) + torch.log(z[1, 0, 0] - z[0, 0, 0])
+        bounds = [-model.negative_iwae_bound(x, m)[0] for m in (1, 1000)]
+    assert bounds[0] < bounds[1] < log_p.mean() + 0.01
+    assert log_p.mean() - bounds[1] < 0.05
+
+
+@pytest.mark.parametrize("iw", [1, 5])
+def test_every_parameter_gets_a_gradient(iw):
+    model = VAE(iw=iw)
+    loss, summaries = model.loss(torch.randint(0, 2, (20, 784)).float())
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    assert set(summaries) == {"gen/elbo", "gen/kl_z", "gen/rec"}
+    if iw == 1:
+        torch.testing.assert_close(loss, -summaries["gen/elbo"])
+    else:
+        assert loss < -summaries["gen/elbo"] - 0.01
+
+
+def test_one_batch_is_overfitted():
+    model = VAE()
+    x = torch.zeros(4, 784)
+    for i in range(4):
+        x[i, 150 * i : 150 * i + 200] = 1
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(500):
+        optimizer.zero_grad()
+        loss, _ = model.loss(x)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 500
+    assert sorted(losses[-100:])[50] < 50  # their median
+
+
+def test_state_dict_has_the_keys_of_the_homeworks_files():
+    shapes = {key: tuple(value.shape) for key, value in VAE().state_dict().items()}
+    linear = {
+        "enc.net.0": (300, 784),
+        "enc.net.2": (300, 300),
+        "enc.net.4": (20, 300),
+        "dec.net.0": (300, 10),
+        "dec.net.2": (300, 300),
+        "dec.net.4": (784, 300),
+    }
+    expected = {"z_prior_m": (1,), "z_prior_v": (1,)}
+    for name, shape in linear.items():
+        expected |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    assert shapes == expected
+    assert VAE().z_prior_m.item() == 0
+    assert VAE().z_prior_v.item() == 1
+
+
+def test_samples():
+    model = VAE(z_dim=3)
+    z = model.sample_z(20_000)
+    assert z.shape == (20_000, 3)
+    assert z.mean(0).abs().max() < 0.04
+    assert (z.var(0) - 1).abs().max() < 0.06
+    x = model.sample_x(7)
+    assert x.shape == (7, 784)
+    assert set(x.unique().tolist()) == {0.0, 1.0}
+    means = model.mean_x(z[:5])
+    assert means.shape == (5, 784)
+    assert 0 < means.min() < means.max() < 1
+    assert model.reconstruct(x).shape == (7, 784)
