@@ -1,8 +1,11 @@
 """Evaluation: right, with honest standard errors, repeatable, bounded in memory, and without a trace in training."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
-from conftest import LinearGaussian
+from conftest import ROOT, LinearGaussian
 
 from codebase import evaluate
 from codebase.models.vae import VAE
@@ -50,6 +53,20 @@ def test_sample_chunks():
     assert evaluate.sample_chunks(10, 4) == [4, 4, 2]
     assert evaluate.sample_chunks(8, 4) == [4, 4]
     assert evaluate.sample_chunks(1, 50) == [1]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_samples():
+    """From 100 to 5,000 samples the peak grows by the log-weights alone: 4,900 x 100 x 4 bytes = 2 MB, and slack."""
+    program = (
+        "import resource, torch; from codebase import evaluate; from codebase.models.vae import VAE\n"
+        "x, model = torch.zeros(100, 784), VAE()\n"
+        "for m in (100, 5000):\n"
+        "    evaluate.iwae(model, (x,), (m,)); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    few, many = map(int, out.split())  # KiB
+    assert many - few < 20_000
 
 
 def test_evaluating_twice_gives_the_same_and_disturbs_nothing():
