@@ -12,8 +12,8 @@ from functools import partial
 
 import torch
 
-from codebase import data, pictures
-from codebase.experiment import choose_device, open_run, parse_flags, report, run_main, train_or_load, whole
+from codebase import data
+from codebase.experiment import draw_samples, open_run, parse_flags, report, run_main, train_or_load, whole
 from codebase.models.vae import VAE
 
 FLAGS = [  # name, default, type, what it is
@@ -24,25 +24,17 @@ FLAGS = [  # name, default, type, what it is
 def main():
     # Flags, data, run.
     flags = parse_flags(__doc__, FLAGS)
-    device, device_in_words = choose_device(flags.device)
     images = data.load(flags.dataset, flags.data_dir)
-    run = open_run(f"vae_z={flags.z}", flags, images, device, device_in_words)
-    splits = {name: (x.to(device),) for name, (x,) in data.binary_test_splits(images).items()}
+    run = open_run(f"vae_z={flags.z}", flags, images)
+    splits = data.binary_test_splits(images, run.device)
 
     # Model.
     torch.manual_seed(flags.seed)
-    model = VAE(z_dim=flags.z, iw=flags.iw).to(device)
-
-    def draw(writer, step):
-        samples = model.mean_x(model.sample_z(200))
-        (x,) = splits["subset"]
-        pairs = pictures.side_by_side(x, model.reconstruct(x))
-        pictures.show("samples", pictures.grid(samples, images.shape), run.logs, writer, step)
-        pictures.show("reconstructions", pictures.grid(pairs, images.shape), run.logs, writer, step)
+    model = VAE(z_dim=flags.z, iw=flags.iw).to(run.device)
 
     # Train or load, then report.
-    batches = partial(data.binary_batches, images.x_train.to(device), flags.batch_size, flags.seed)
-    train_or_load(run, model, batches, draw)
+    batches = partial(data.binary_batches, images.x_train.to(run.device), flags.batch_size, flags.seed)
+    train_or_load(run, model, batches, partial(draw_samples, run, model, *splits["subset"]))
     report(run, model, splits)
 
 

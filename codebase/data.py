@@ -289,10 +289,7 @@ def binary_batches(x, batch_size, seed, start=0):
     return ((binarise(rows),) for (rows,) in batches((x,), batch_size, seed, start))
 
 
-def binary_test_splits(data):
-    """The test images that the bounds are reported on, binarised once: {'subset': (x,), 'test': (x,)}, x float32."""
-    subset = test_subset(data)
-    return {
-        "subset": (binarise_once(data.x_test[subset]).float(),),
-        "test": (binarise_once(data.x_test).float(),),
-    }
+def binary_test_splits(data, device):
+    """The test images that bounds are reported on, binarised once: {'subset': (x,), 'test': (x,)}, x float32."""
+    splits = {"subset": data.x_test[test_subset(data)], "test": data.x_test}
+    return {name: (binarise_once(x).float().to(device),) for name, x in splits.items()}

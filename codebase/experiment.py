@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tensorboardX import SummaryWriter
 
-from codebase import InputError, checkpoints, evaluate
+from codebase import InputError, checkpoints, evaluate, pictures
 from codebase.data import Data
 from codebase.train import NonFiniteError, adam, train
 
@@ -156,11 +156,12 @@ def run_name(model, flags, data, usual_data="mnist"):
     return "_".join([*parts, f"run={flags.run:04d}"])
 
 
-def open_run(model, flags, data, device, device_in_words):
-    """The run that these flags mean. Prints what it is and where things go; writes nothing.
+def open_run(model, flags, data):
+    """The run of a model, e.g. 'vae_z=10', on its data. Prints what it is and where things go; writes nothing.
 
-    Raises InputError where training would destroy a run that is there already.
+    Raises InputError where there is no such device, and where training would destroy a run that is there already.
     """
+    device, device_in_words = choose_device(flags.device)
     name = run_name(model, flags, data)
     if flags.checkpoint:
         path = Path(flags.checkpoint)
@@ -213,6 +214,16 @@ def write_results(run):
     run.logs.mkdir(parents=True, exist_ok=True)
     text = json.dumps(run.record, indent=1, ensure_ascii=False)
     checkpoints.write_atomically(run.logs / "results.json", lambda file: file.write(text.encode()))
+
+
+def draw_samples(run, model, x, writer, step):
+    """The pictures of a model of grey images: 200 samples from p(x), and images x (n, X) beside their reconstructions.
+
+    To logs/<name>/samples.png and reconstructions.png, and to TensorBoard where there is a writer.
+    """
+    pairs = torch.stack([x, model.reconstruct(x)], dim=1).flatten(0, 1)
+    for name, images in (("samples", model.mean_x(model.sample_z(200))), ("reconstructions", pairs)):
+        pictures.show(name, pictures.grid(images, run.data.shape), run.logs, writer, step)
 
 
 def train_or_load(run, model, batches, draw):

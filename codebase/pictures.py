@@ -1,6 +1,5 @@
 """Grids of images, as PNG files and in TensorBoard."""
 
-import torch
 from torchvision.utils import make_grid, save_image
 
 
@@ -10,11 +9,6 @@ def grid(images, shape, columns=20):
     Returns one image, (3, H, W) in [0, 1], with a thin grey line between its tiles.
     """
     return make_grid(images.reshape(-1, *shape).cpu(), nrow=columns, padding=1, pad_value=0.3)
-
-
-def side_by_side(originals, reconstructions):
-    """Pairs of images for a grid: each original, then its reconstruction. (n, X) twice -> (2n, X)."""
-    return torch.stack([originals, reconstructions], dim=1).flatten(0, 1)
 
 
 def show(name, picture, folder, writer=None, step=None):

@@ -176,7 +176,7 @@ def test_real_mnist_and_its_subset(mnist_dir):
     assert x.sum().item() == 10257
     checksum = "e987bfcffd12fe0269806e1d7c819de46d3e7902b0d7d98dc7bd3c780ceab5d3"
     assert hashlib.sha256(x.numpy().tobytes()).hexdigest() == checksum
-    splits = data.binary_test_splits(mnist)
+    splits = data.binary_test_splits(mnist, "cpu")
     assert splits["subset"][0].equal(x.float())
     assert splits["test"][0].shape == (10_000, 784)
 
