@@ -40,6 +40,7 @@ def table(records):
         (split, name)
         for split, results in records[0]["results"].items()
         for name in results
+        if name not in ("ess", "latent_units")
         if all(name in record["results"].get(split, {}) for record in records)
     ]
     heads = [f"{split} {LABELS.get(name, name.replace('iwae_', 'IWAE-'))}" for split, name in columns]

@@ -68,7 +68,11 @@ def elbo(model, split):
 
 
 def iwae(model, split, ms=(1, 10, 100, 1000)):
-    """The negative IWAE bounds -L_m on a split, in nats: {m: Estimate}, an unbiased estimate of each.  (Problem 3.3)
+    """The negative IWAE bounds -L_m on a split, in nats, and how far to trust them.  (Problem 3.3)
+
+    Returns {m: Estimate}, each unbiased, and an Estimate of the relative effective sample size of an image's max(ms)
+    importance weights, (sum w)^2 / (M sum w^2), in (0, 1]: 1 where q(z|x) is the true posterior and every bound is
+    exactly log p(x); 1/M where one sample outweighs all others, and more samples would still tighten the bound.
 
     All bounds come from the same max(ms) samples of each image: that of L_m is the average over as many groups of m as
     they make up, so that a smaller m is estimated more precisely than from m samples, and of two bounds whose m divide
@@ -76,7 +80,7 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
     log-weights of IMAGES images, 4 bytes a sample.
     """
     largest = max(ms)
-    bounds = {m: [] for m in ms}
+    bounds, ess = {m: [] for m in ms}, []
     with (
         evaluating(model),
         tqdm(total=len(split[0]), desc=f"IWAE-{largest}", unit="image", delay=2, leave=False) as bar,
@@ -92,8 +96,23 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
             for m in ms:
                 groups = log_w[: largest // m * m].unflatten(0, (-1, m))  # (M // m, m, B)
                 bounds[m].append(-log_mean_exp(groups, dim=1).mean(0))  # (B,)
+            ess.append((2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)).exp() / largest)  # (B,)
             bar.update(len(qm))
-    return {m: over_images(torch.cat(bounds[m])) for m in ms}
+    return {m: over_images(torch.cat(bounds[m])) for m in ms}, over_images(torch.cat(ess))
+
+
+def latent_units(model, split):
+    """How the dimensions of z are used on a split: {'active', 'units', 'kl'}.
+
+    A unit is active where the posterior mean varies with the image: Var_x(E[z_u|x]) > 0.01 (Burda et al. 2016, section
+    5). 'kl' lists each unit's KL in nats, averaged over images, or is None where there is no closed form.
+    """
+    with evaluating(model):
+        qm, qv = (
+            torch.cat(each) for each in zip(*(model.posterior(*part) for part in chunks(split, ROWS)), strict=True)
+        )
+        kl = model.kl_per_unit and model.kl_per_unit(qm, qv).mean(0).tolist()
+        return {"active": int((qm.var(0) > 0.01).sum()), "units": qm.shape[1], "kl": kl}
 
 
 def sample_chunks(total, size):

@@ -49,6 +49,14 @@ def positive(text):
     return value
 
 
+def sample_counts(text):
+    """A flag's type: whole numbers from 1 to 5000, comma-separated. Returns them ascending, each once."""
+    counts = text.split(",")
+    if not all(count.strip().isdecimal() and 1 <= int(count) <= 5000 for count in counts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers from 1 to 5000, such as 1,10,100")
+    return sorted({int(count) for count in counts})
+
+
 def switch(text):
     """A flag's type: 0 or 1."""
     if text not in ("0", "1"):
@@ -65,6 +73,7 @@ SHARED_FLAGS = [  # name, default, type, what it is
     ("seed", None, whole(0), "random seed (default: the number of the run)"),
     ("train", 1, int, "1: train, then report the ELBO; 2: and the IWAE bounds; 0: load a checkpoint, report both"),
     ("full", 0, switch, "1: the IWAE bounds also on the whole test set, which takes longer"),
+    ("iw_eval", [1, 10, 100, 1000], sample_counts, "the IWAE bounds to report: numbers of samples, comma-separated"),
     ("device", "auto", str, "auto, cpu, cuda or mps"),
     ("batch_size", 100, whole(1), "images in a training step"),
     ("lr", 1e-3, positive, "learning rate of Adam"),
@@ -330,12 +339,20 @@ def report(run, model, splits):
         print(f"\n{run.data.name}, {whose[name]} ({len(split[0]):,} images)")
         terms = evaluate.elbo(model, split)
         print("  ".join(f"{LABELS[term]}: {value}" for term, value in terms.items()), flush=True)
+        units = evaluate.latent_units(model, split)
+        each = f"; KL of each: {' '.join(f'{kl:.2f}' for kl in units['kl'])}" if units["kl"] else ""
+        print(f"Active latent units: {units['active']} of {units['units']}{each}", flush=True)
         results = run.record["results"].setdefault(name, {})
-        results |= {term: value._asdict() for term, value in terms.items()}
+        results |= {term: value._asdict() for term, value in terms.items()} | {"latent_units": units}
         if run.flags.train != 1 and (name == "subset" or run.flags.full):
-            for m, value in evaluate.iwae(model, split).items():
-                print(f"Negative IWAE-{m}: {value}", flush=True)
+            bounds, ess = evaluate.iwae(model, split, run.flags.iw_eval)
+            for m, value in bounds.items():
+                print(f"Negative IWAE-{m}: {value}")
                 results[f"iwae_{m}"] = value._asdict()
+            print(
+                f"Relative effective sample size of {m} importance weights: {ess.mean:.1%} ± {ess.se:.1%}", flush=True
+            )
+            results["ess"] = ess._asdict() | {"samples": m}
         write_results(run)
 
 

@@ -6,9 +6,12 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, LinearGaussian
+from torch.distributions import Normal
 
 from codebase import evaluate
+from codebase.models.gmvae import GMVAE
 from codebase.models.vae import VAE
+from codebase.utils import sample_gaussian
 
 
 def test_over_images():
@@ -33,7 +36,9 @@ def test_iwae_is_exact_at_the_true_posterior():
     """Whatever the chunks of images and samples: 250 images make three of 100, 77 samples two of 50."""
     model = LinearGaussian()
     x = model.draw(250)
-    for m, bound in evaluate.iwae(model, (x,), (1, 10, 77)).items():
+    bounds, ess = evaluate.iwae(model, (x,), (1, 10, 77))
+    assert ess == (pytest.approx(1), pytest.approx(0, abs=1e-9), 250)  # all weights are equal
+    for m, bound in bounds.items():
         assert bound.mean == pytest.approx(-model.log_p(x).mean().item(), rel=1e-9), m
         assert bound.se == pytest.approx(model.log_p(x).std().item() / 250**0.5, rel=1e-9)
         assert bound.n == 250
@@ -42,11 +47,44 @@ def test_iwae_is_exact_at_the_true_posterior():
 def test_iwae_agrees_with_the_models_own_bound():
     model = LinearGaussian(shift=0.2, widen=1.5)
     x = model.draw(300)
-    bounds = evaluate.iwae(model, (x,), (1, 10, 100))
+    bounds, _ = evaluate.iwae(model, (x,), (1, 10, 100))
     for m, bound in bounds.items():
         draws = torch.stack([model.negative_iwae_bound(x, m)[0] for _ in range(200)])
         assert abs(bound.mean - draws.mean().item()) < 4 * draws.std().item(), m
     assert bounds[1].mean > bounds[10].mean > bounds[100].mean > -model.log_p(x).mean().item() - 1e-3
+
+
+def test_relative_effective_sample_size_from_its_definition():
+    """(sum w)^2 / (M sum w^2) of each image's weights, averaged over images."""
+    model = LinearGaussian(shift=0.2, widen=1.5)
+    x = model.draw(60)
+    torch.manual_seed(0)
+    qm, qv = model.posterior(x)
+    z = sample_gaussian(qm.expand(40, -1, -1), qv)
+    w = (-sum(model.weight_terms(x, z, qm, qv))).exp()  # (M, B)
+    expected = w.sum(0).square() / (40 * w.square().sum(0))
+    ess = evaluate.iwae(model, (x,), (1, 40))[1]
+    assert 1 / 40 < ess.mean < 1
+    assert ess == pytest.approx((expected.mean().item(), expected.std().item() / 60**0.5, 60))
+
+
+def test_latent_units():
+    """Two of three posterior means vary with the image, by 4 and 0.02; one by 0.005 only. KL unit by unit."""
+    model = VAE(z_dim=3)
+    qm = torch.randn(5500, 3)  # more than a chunk
+    qm = (qm - qm.mean(0)) / qm.std(0) * torch.tensor([4.0, 0.02, 0.005]).sqrt()
+    qv = torch.rand(5500, 3) + 0.1
+    model.posterior = lambda q: q.chunk(2, dim=1)
+    units = evaluate.latent_units(model, (torch.cat([qm, qv], dim=1),))
+    assert (units["active"], units["units"]) == (2, 3)
+    exact = torch.distributions.kl_divergence(Normal(qm, qv.sqrt()), Normal(0.0, 1.0)).mean(0)
+    assert units["kl"] == pytest.approx(exact.tolist(), rel=1e-4)
+    assert sum(units["kl"]) == pytest.approx(model.kl(None, qm, qv).mean().item(), rel=1e-4)
+
+
+def test_a_mixture_has_no_kl_per_unit():
+    units = evaluate.latent_units(GMVAE(z_dim=4, k=3), (torch.zeros(5, 784),))
+    assert units == {"active": 0, "units": 4, "kl": None}
 
 
 def test_sample_chunks():

@@ -1,10 +1,13 @@
 """The mathematics against torch.distributions, in float64, over batch shapes."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import scipy.stats
 import torch
+from conftest import ROOT
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from codebase import utils
@@ -46,6 +49,56 @@ def test_log_normal_mixture(shape, samples):
     z = torch.randn(*samples, *shape, D, dtype=torch.float64)
     uniform = Categorical(logits=torch.zeros(*shape, 7, dtype=torch.float64))
     close(utils.log_normal_mixture(z, m, v), MixtureSameFamily(uniform, oracle(m, v)).log_prob(z))
+
+
+def mixture(smallest, largest, far, rows=300, k=500, d=10):
+    """z and components: |z| up to 10, |m| up to `far`, variances log-uniform. Half of the z are at a component."""
+    low, high = math.log(smallest), math.log(largest)
+    m = far * (2 * torch.rand(k, d) - 1)
+    v = (low + (high - low) * torch.rand(k, d)).exp()
+    z = 10 * (2 * torch.rand(rows, d) - 1)
+    near = torch.randint(k, (rows // 2,))
+    z[: rows // 2] = utils.sample_gaussian(m[near], v[near])
+    return z, m, v
+
+
+def mixture_in_float64(z, m, v):
+    """From the definition, by differences."""
+    components = oracle(m.double(), v.double()).log_prob(z.double().unsqueeze(-2))  # (rows, K)
+    return torch.logsumexp(components, -1) - math.log(len(m))
+
+
+def test_log_normal_mixture_in_float32_as_training_meets_it():
+    """Variances 1e-3 to 10, |z| and |m| up to 10, 500 components: within 1e-3 nats in every row."""
+    z, m, v = mixture(1e-3, 10, far=10)
+    density = utils.log_normal_mixture(z, m, v)
+    assert density.dtype == torch.float32
+    assert (density - mixture_in_float64(z, m, v)).abs().max() < 1e-3
+
+
+def test_log_normal_mixture_in_float32_at_extremes():
+    """Variances 1e-6 to 1e3, means up to 1,000 apart: finite and within a relative 1e-3, gradients too."""
+    z, m, v = (t.requires_grad_() for t in mixture(1e-6, 1e3, far=500))
+    density = utils.log_normal_mixture(z, m, v)
+    exact = mixture_in_float64(z, m, v)
+    assert ((density - exact) / exact).abs().max() < 1e-3
+    gradients = torch.autograd.grad(density.sum(), (z, m, v))
+    for gradient, reference in zip(gradients, torch.autograd.grad(exact.sum(), (z, m, v)), strict=True):
+        assert gradient.isfinite().all()
+        torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-3 * reference.abs().max().item())
+
+
+def test_log_normal_mixture_of_many_rows_is_that_of_each_in_bounded_memory():
+    """100,000 rows with 500 components: all at once the pairs alone would take 400 MB; the peak grows by under 200."""
+    program = (
+        "import resource, torch; from codebase.utils import log_normal_mixture as f\n"
+        "torch.manual_seed(0); z, m, v = torch.randn(100_000, 10), torch.randn(500, 10), torch.rand(500, 10) + 0.1\n"
+        "f(z[:10], m, v); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "all = f(z, m, v); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "torch.testing.assert_close(all[::9973], torch.stack([f(row, m, v) for row in z[::9973]]))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert int(run.stdout) < 200_000  # KiB
 
 
 @pytest.mark.parametrize("shape", SHAPES)

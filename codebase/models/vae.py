@@ -57,6 +57,10 @@ class VAE(nn.Module):
         """D_KL(q(z|x) || p(z)) in nats, closed form; the sample z is not needed. qm, qv: (B, D). Returns (B,)."""
         return kl_normal(qm, qv, self.z_prior_m, self.z_prior_v)
 
+    def kl_per_unit(self, qm, qv):
+        """The same for each dimension of z, of which it is the sum. qm, qv: (B, D). Returns (B, D)."""
+        return kl_normal(qm.unsqueeze(-1), qv.unsqueeze(-1), self.z_prior_m, self.z_prior_v)
+
     # The bounds
 
     def elbo_terms(self, x):
