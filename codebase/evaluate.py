@@ -87,12 +87,10 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
     ):
         for part in chunks(split, IMAGES):
             qm, qv = model.posterior(*part)  # (B, D)
-            log_w = torch.cat(
-                [
-                    -sum(model.weight_terms(*part, sample_gaussian(qm.expand(m, *qm.shape), qv), qm, qv))
-                    for m in sample_chunks(largest, max(1, ROWS // len(qm)))
-                ]
-            )  # (M, B)
+            log_w = qm.new_empty(largest, len(qm))  # (M, B), filled in place: small pieces would fragment the heap
+            for samples in log_w.split(max(1, ROWS // len(qm))):
+                z = sample_gaussian(qm.expand(len(samples), *qm.shape), qv)  # (m, B, D)
+                samples.copy_(-sum(model.weight_terms(*part, z, qm, qv)))
             for m in ms:
                 groups = log_w[: largest // m * m].unflatten(0, (-1, m))  # (M // m, m, B)
                 bounds[m].append(-log_mean_exp(groups, dim=1).mean(0))  # (B,)
@@ -113,8 +111,3 @@ def latent_units(model, split):
         )
         kl = model.kl_per_unit and model.kl_per_unit(qm, qv).mean(0).tolist()
         return {"active": int((qm.var(0) > 0.01).sum()), "units": qm.shape[1], "kl": kl}
-
-
-def sample_chunks(total, size):
-    """`total` in summands of `size`, the last one smaller where it does not divide."""
-    return [size] * (total // size) + [total % size] * (total % size > 0)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -19,16 +20,21 @@ NUMBER = r"-?\d+\.\d\d ± \d+\.\d\d"
 
 
 @pytest.fixture
-def vae(script, digits):
-    """vae('--z', 2, ...) runs run_vae.py on small digits; 30 steps, a checkpoint every 20, unless told otherwise."""
+def on_digits(script, digits):
+    """on_digits('run_vae.py', '--z', 2, ...): small digits, 30 steps, a checkpoint every 20, unless told otherwise."""
 
-    def call(*args):
+    def call(name, *args):
         usual = {"--dataset": digits, "--iter_max": 30, "--iter_save": 20, "--batch_size": 50, "--device": "cpu"}
-        for name in args:
-            usual.pop(name, None)
-        return script("run_vae.py", *(x for pair in usual.items() for x in pair), *args)
+        for flag in args:
+            usual.pop(flag, None)
+        return script(name, *(x for pair in usual.items() for x in pair), *args)
 
     return call
+
+
+@pytest.fixture
+def vae(on_digits):
+    return partial(on_digits, "run_vae.py")
 
 
 @pytest.fixture
@@ -104,11 +110,51 @@ def test_train_then_evaluate(vae, folders):
     assert contents(checkpoints) == before
     after = json.loads((logs / "results.json").read_text())
     assert after["results"]["test"] == results["test"]  # the same numbers again
-    assert after["results"]["subset"].keys() == {"nelbo", "kl", "rec", "iwae_1", "iwae_10", "iwae_100", "iwae_1000"}
+    assert after["results"]["subset"].keys() == results["subset"].keys() | {
+        "iwae_1",
+        "iwae_10",
+        "iwae_100",
+        "iwae_1000",
+        "ess",
+    }
     assert after["train_seconds"] == record["train_seconds"]
 
     code, out, _ = vae("--z", 2, "--train", 0, "--full", 1)
     assert out.count("Negative IWAE-1000: ") == 2
+
+
+@pytest.mark.parametrize("iw", [1, 5])
+def test_the_gmvae_trains_resumes_and_evaluates(on_digits, folders, iw):
+    gmvae = partial(on_digits, "run_gmvae.py", "--z", 2, "--k", 7, "--iw", iw)
+    assert gmvae()[0] == 0
+    checkpoints, logs = folders()
+    name = r"model=gmvae_z=2_k=7_data=digits-[0-9a-f]{8}" + ("_iw=05" if iw == 5 else "") + "_batch=50_run=0000"
+    assert re.fullmatch(name, checkpoints.name)
+    final = weights(checkpoints, 30)
+    assert final["z_pre"].shape == (1, 14, 2)
+    assert set(curves(logs)) == {"train/loss", "gen/elbo", "gen/kl_z", "gen/rec"}
+    assert (logs / "samples.png").exists()
+    gmvae("--overwrite", 1, "--iter_max", 20)
+    gmvae("--resume", 1)
+    assert same(final, weights(checkpoints, 30))
+    code, out, _ = gmvae("--train", 0)
+    assert code == 0
+    assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}$", out, re.M)) == 2
+    assert len(re.findall(rf"^Negative IWAE-10*: {NUMBER}$", out, re.M)) == 4
+    assert re.search(r"^Active latent units: \d of 2$", out, re.M)
+
+
+def test_iw_eval_chooses_the_bounds_and_says_how_far_to_trust_them(vae, folders):
+    code, out, _ = vae("--z", 2, "--train", 2, "--iw_eval", "30,1,7,7")
+    assert code == 0
+    assert re.findall(r"Negative IWAE-(\d+)", out) == ["1", "7", "30"]
+    assert re.search(r"^Relative effective sample size of 30 importance weights: \d+\.\d% ± \d+\.\d%$", out, re.M)
+    assert re.search(r"^Active latent units: \d of 2; KL of each: \d+\.\d\d \d+\.\d\d$", out, re.M)
+    subset = json.loads((folders()[1] / "results.json").read_text())["results"]["subset"]
+    assert {"iwae_1", "iwae_7", "iwae_30"} <= subset.keys()
+    assert subset["ess"]["samples"] == 30
+    assert 1 / 30 <= subset["ess"]["mean"] <= 1
+    assert sum(subset["latent_units"]["kl"]) == pytest.approx(subset["kl"]["mean"], rel=1e-4)
 
 
 def test_train_2_does_both(vae):
@@ -246,6 +292,9 @@ def test_a_diverging_run_stops_and_keeps_the_last_checkpoint(vae, tmp_path):
         (("--seed", 1.5), "--seed: '1.5' is not a whole number from 0 on"),
         (("--lr", "nan"), "--lr: 'nan' is not a number above 0"),
         (("--lr", "-1"), "--lr: '-1' is not a number above 0"),
+        (("--iw_eval", "10,0"), "--iw_eval: '10,0' is not a list of whole numbers from 1 to 5000"),
+        (("--iw_eval", "5001"), "--iw_eval: '5001' is not a list"),
+        (("--iw_eval", ""), "--iw_eval: '' is not a list"),
         (("--iw", 0), "--iw: '0' is not a whole number from 1 on"),
         (("--train", 3), "invalid choice: 3"),
         (("--full", "yes"), "--full: 'yes' is not 0 or 1"),
@@ -321,15 +370,21 @@ def test_peak_memory_of_evaluating(tmp_path, digits):
 
 
 @pytest.mark.slow
-def test_the_homeworks_numbers_on_mnist(mnist_dir, tmp_path):
-    """A run of 20,000 steps: within the bands that a correct implementation gets."""
-    command = [sys.executable, str(ROOT / "run_vae.py"), "--data_dir", str(mnist_dir), "--train", "2"]
+@pytest.mark.parametrize(
+    ("name", "test_nelbo", "subset_nelbo", "kl", "iwae_1000"),
+    [("run_vae.py", 99.7, 101.5, 19.4, 97.2), ("run_gmvae.py", 97.0, 99.0, 17.7, 95.0)],
+)
+def test_the_homeworks_numbers_on_mnist(mnist_dir, tmp_path, name, test_nelbo, subset_nelbo, kl, iwae_1000):
+    """A run of 20,000 steps: within the bands that a correct implementation gets, and the bounds in their order."""
+    command = [sys.executable, str(ROOT / name), "--data_dir", str(mnist_dir), "--train", "2"]
     subprocess.run(command, cwd=tmp_path, check=True)
     (path,) = tmp_path.glob("logs/*/results.json")
     results = json.loads(path.read_text())["results"]
-    mean = {(split, name): value["mean"] for split in results for name, value in results[split].items()}
-    assert abs(mean["test", "nelbo"] - 99.7) < 0.6
-    assert abs(mean["subset", "nelbo"] - 101.5) < 1.2
-    assert abs(mean["subset", "kl"] - 19.4) < 0.6
-    assert abs(mean["subset", "iwae_1"] - mean["subset", "nelbo"]) < 0.3
-    assert abs(mean["subset", "iwae_1000"] - 97.2) < 1
+    subset = {name: results["subset"][name]["mean"] for name in results["subset"] if name != "latent_units"}
+    assert abs(results["test"]["nelbo"]["mean"] - test_nelbo) < 0.6
+    assert abs(subset["nelbo"] - subset_nelbo) < 1.2
+    assert abs(subset["kl"] - kl) < 0.6
+    assert abs(subset["iwae_1"] - subset["nelbo"]) < 0.3
+    assert subset["iwae_1"] > subset["iwae_10"] > subset["iwae_100"] > subset["iwae_1000"]
+    assert abs(subset["iwae_1000"] - iwae_1000) < 1
+    assert results["test"]["latent_units"]["active"] == 10
