@@ -140,6 +140,15 @@ def test_a_training_state_that_is_none(saved, state):
         checkpoints.resume(folder, model, optimizer)
 
 
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
+    checkpoints.write_atomically(tmp_path / "file", lambda file: file.write(b"new"))
+    assert order == ["fsync", "replace"]
+
+
 def test_a_file_is_whole_or_the_old_one(tmp_path):
     """A write that fails halfway leaves the old content and nothing beside it."""
     path = tmp_path / "file"

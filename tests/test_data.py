@@ -269,6 +269,10 @@ def test_glyphs_are_a_data_set_of_60000_and_10000():
     assert drawn.x_train.shape == (60_000, 784)
     assert drawn.x_test.shape == (10_000, 784)
     assert drawn.y_train.bincount().shape == (10,)
+    x, y = data.glyphs.draw(70_000, data.GLYPHS_SEED)
+    assert drawn.x_train.equal(torch.from_numpy(x[:60_000]).flatten(1))
+    assert drawn.x_test.equal(torch.from_numpy(x[60_000:]).flatten(1))
+    assert drawn.y_test.tolist() == y[60_000:].tolist()
 
 
 # Subsets and batches
@@ -292,6 +296,8 @@ def test_other_data_get_ten_test_images_of_each_class(digits):
     assert mine.y_test[chosen].tolist() == sorted(list(range(10)) * 10)
     assert chosen.unique().numel() == 100
     assert data.test_subset(mine).equal(chosen)
+    first = [np.flatnonzero(mine.y_test.numpy() == c)[:10] for c in range(10)]
+    assert chosen.tolist() != np.concatenate(first).tolist()
     few = mine._replace(y_test=mine.y_test[:13], x_test=mine.x_test[:13])
     assert sorted(data.test_subset(few).tolist()) == list(range(13))
 
@@ -308,6 +314,21 @@ def test_binarise_is_bernoulli_of_the_grey_value():
     chi2 = ((counts[1:255].numpy() - 20_000 * p) ** 2 / (20_000 * p * (1 - p))).sum()
     assert 1e-3 < scipy.stats.chi2.sf(chi2, 254) < 1 - 1e-3
     assert not data.binarise(x).equal(ones)
+
+
+def test_binarise_once_is_numpys_frozen_binomial():
+    x = torch.randint(0, 256, (5, 784), dtype=torch.uint8)
+    expected = np.random.RandomState(0).binomial(1, x.numpy().astype(np.float32) / 255)
+    assert data.binarise_once(x).numpy().tolist() == expected.tolist()
+
+
+def test_the_splits_that_bounds_are_reported_on(digits):
+    mine = data.load(str(digits), "")
+    splits = data.binary_test_splits(mine, "cpu")
+    expected = data.binarise_once(mine.x_test[data.test_subset(mine)]).float()
+    assert list(splits) == ["subset", "test"]
+    assert splits["subset"][0].equal(expected)
+    assert splits["test"][0].equal(data.binarise_once(mine.x_test).float())
 
 
 def test_binarise_once_is_always_the_same():
@@ -338,6 +359,9 @@ def test_batches_from_a_step_on_are_those_of_the_uninterrupted_stream():
     for start in (0, 3, 5, 17):
         again = take(data.batches((rows,), 10, seed=4, start=start), 23 - start)
         assert all(a[0].equal(b[0]) for a, b in zip(again, whole[start:], strict=True))
+    assert not torch.cat([b[0] for b in whole[5:10]]).equal(
+        torch.cat([b[0] for b in take(data.batches((rows,), 10, seed=5), 5)])
+    )  # the second epoch of one seed is not the first of the next
     other = take(data.batches((rows,), 10, seed=5), 23)
     assert not all(a[0].equal(b[0]) for a, b in zip(other, whole, strict=True))
 

@@ -1,5 +1,6 @@
 """Evaluation: right, with honest standard errors, repeatable, bounded in memory, and without a trace in training."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -54,8 +55,8 @@ def test_iwae_agrees_with_the_models_own_bound():
     assert bounds[1].mean > bounds[10].mean > bounds[100].mean > -model.log_p(x).mean().item() - 1e-3
 
 
-def test_relative_effective_sample_size_from_its_definition():
-    """(sum w)^2 / (M sum w^2) of each image's weights, averaged over images."""
+def test_bounds_and_effective_sample_size_from_their_definitions():
+    """From the same weights: the bound of m samples averages over all groups of m, ESS is (sum w)^2 / (M sum w^2)."""
     model = LinearGaussian(shift=0.2, widen=1.5)
     x = model.draw(60)
     torch.manual_seed(0)
@@ -63,7 +64,11 @@ def test_relative_effective_sample_size_from_its_definition():
     z = sample_gaussian(qm.expand(40, -1, -1), qv)
     w = (-sum(model.weight_terms(x, z, qm, qv))).exp()  # (M, B)
     expected = w.sum(0).square() / (40 * w.square().sum(0))
-    ess = evaluate.iwae(model, (x,), (1, 40))[1]
+    bounds, ess = evaluate.iwae(model, (x,), (1, 8, 15, 40))
+    for m, groups in ((1, 40), (8, 5), (15, 2), (40, 1)):
+        each = torch.stack([w[g * m : (g + 1) * m].mean(0).log() for g in range(groups)])  # (groups, B)
+        assert bounds[m].mean == pytest.approx(-each.mean().item(), rel=1e-9), m
+        assert bounds[m].se == pytest.approx(each.mean(0).std().item() / 60**0.5, rel=1e-9), m
     assert 1 / 40 < ess.mean < 1
     assert ess == pytest.approx((expected.mean().item(), expected.std().item() / 60**0.5, 60))
 
@@ -103,6 +108,23 @@ def test_memory_is_bounded_and_does_not_grow_with_the_number_of_samples(model):
     loaded, few, many = map(int, out.split())  # KiB
     assert few - loaded < 500_000
     assert many - few < 50_000
+
+
+def test_while_evaluating():
+    """No gradients, evaluation mode, full float32; afterwards as before, also after an error."""
+    model = VAE().train()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with contextlib.suppress(ZeroDivisionError), evaluate.evaluating(model):
+            assert not model.training
+            assert not torch.is_grad_enabled()
+            assert torch.get_float32_matmul_precision() == "highest"
+            raise ZeroDivisionError
+        assert model.training
+        assert torch.is_grad_enabled()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_evaluating_twice_gives_the_same_and_disturbs_nothing():

@@ -61,6 +61,12 @@ def test_nothing_to_do():
     assert run(VAE(z_dim=3), 100, start=100) == ([], [])
 
 
+def test_training_mode():
+    model = VAE(z_dim=3).eval()
+    run(model, 1)
+    assert model.training
+
+
 class Explodes(nn.Module):
     """Its loss is infinite at the given step of training."""
 

@@ -51,7 +51,7 @@ def test_the_terms_of_the_elbo():
 
 
 def test_the_iwae_bound_from_its_definition():
-    """-log (1/m) sum_i p(x, z_i) / q(z_i|x), term by term with torch.distributions, for the same z_i."""
+    """-log (1/m) sum_i p(x, z_i) / q(z_i|x), by torch.distributions for the same z_i, and its gradient."""
     model = VAE(z_dim=5).double()
     x = torch.randint(0, 2, (8, 784)).double()
     qm, qv = model.posterior(x)
@@ -60,10 +60,17 @@ def test_the_iwae_bound_from_its_definition():
     torch.manual_seed(1)
     q, p = Normal(qm, qv.sqrt()), Normal(0.0, 1.0)
     z = q.rsample((6,))
-    log_joint = p.log_prob(z).sum(-1) + Bernoulli(logits=model.dec(z)).log_prob(x).sum(-1)
-    log_w = log_joint - q.log_prob(z).sum(-1)  # (M, B)
-    torch.testing.assert_close(niwae, -(log_w - log_w.max()).exp().mean(0).log().mean() - log_w.max())
-    torch.testing.assert_close(kl + rec, -log_w.mean())
+    log_likelihood = Bernoulli(logits=model.dec(z)).log_prob(x).sum(-1)  # (M, B)
+    log_ratio = q.log_prob(z).sum(-1) - p.log_prob(z).sum(-1)  # (M, B)
+    log_w = log_likelihood - log_ratio
+    expected = -(log_w - log_w.max()).exp().mean(0).log().mean() - log_w.max()
+    torch.testing.assert_close(niwae, expected)
+    torch.testing.assert_close(kl, log_ratio.mean())
+    torch.testing.assert_close(rec, -log_likelihood.mean())
+    weights = [parameter for name, parameter in model.named_parameters() if name.endswith("weight")]
+    gradients = torch.autograd.grad(niwae, weights, retain_graph=True)
+    for gradient, reference in zip(gradients, torch.autograd.grad(expected, weights), strict=True):
+        torch.testing.assert_close(gradient, reference)
 
 
 def test_elbo_below_iwae_below_log_p():
@@ -103,11 +110,16 @@ def test_log_p_by_quadrature():
 @pytest.mark.parametrize("iw", [1, 5])
 def test_every_parameter_gets_a_gradient(iw):
     model = VAE(iw=iw)
-    loss, summaries = model.loss(torch.randint(0, 2, (20, 784)).float())
-    loss.backward()
+    x = torch.randint(0, 2, (20, 784)).float()
+    model.loss(x)[0].backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
-    assert set(summaries) == {"gen/elbo", "gen/kl_z", "gen/rec"}
+    torch.manual_seed(2)
+    loss, summaries = model.loss(x)
+    torch.manual_seed(2)
+    bound, kl, rec = model.negative_elbo_bound(x) if iw == 1 else model.negative_iwae_bound(x, iw)
+    assert loss == bound
+    assert summaries == {"gen/elbo": -(kl + rec), "gen/kl_z": kl, "gen/rec": rec}
     if iw == 1:
         torch.testing.assert_close(loss, -summaries["gen/elbo"])
     else:
@@ -149,12 +161,54 @@ def test_state_dict_has_the_keys_of_the_homeworks_files():
     assert VAE().z_prior_v.item() == 1
 
 
+def test_binary_samples_follow_the_means():
+    """A decoder that ignores z and whose pixels are on with probability 0.9 in one half, 0.2 in the other."""
+    model = VAE(z_dim=2)
+    p = torch.cat([torch.full((392,), 0.9), torch.full((392,), 0.2)])
+    with torch.no_grad():
+        model.dec.net[4].weight.zero_()
+        model.dec.net[4].bias.copy_(p.logit())
+        assert torch.allclose(model.mean_x(torch.randn(3, 2)), p)
+        x = model.sample_x(2000)
+    assert (x[:, :392].mean() - 0.9).abs() < 0.002
+    assert (x[:, 392:].mean() - 0.2).abs() < 0.003
+    assert (x.mean(0) - p).abs().max() < 0.05
+
+
+def test_networks_are_three_layers_with_elu():
+    """The encoder's output from its weights, written out: linear, ELU, linear, ELU, linear; mean, softplus + 1e-8."""
+    model = VAE(z_dim=3)
+    x = torch.rand(5, 784)
+    h = x
+    for i in (0, 2, 4):
+        h = h @ model.enc.net[i].weight.T + model.enc.net[i].bias
+        h = torch.where(h > 0, h, h.exp() - 1) if i < 4 else h
+    m, v = model.posterior(x)
+    torch.testing.assert_close(m, h[:, :3])
+    torch.testing.assert_close(v, (1 + h[:, 3:].exp()).log() + 1e-8)
+
+
+def test_encoder_is_built_before_decoder():
+    """So that a seed means the same initial weights as in the homework's code."""
+    torch.manual_seed(3)
+    first = torch.nn.Linear(784, 300).weight
+    torch.manual_seed(3)
+    assert VAE().enc.net[0].weight.equal(first)
+
+
+def test_reconstruction_is_the_mean_image_at_the_posterior_mean():
+    model = VAE(z_dim=3)
+    x = torch.randint(0, 2, (4, 784)).float()
+    torch.testing.assert_close(model.reconstruct(x), model.dec(model.posterior(x)[0]).sigmoid())
+
+
 def test_samples():
     model = VAE(z_dim=3)
     z = model.sample_z(20_000)
     assert z.shape == (20_000, 3)
     assert z.mean(0).abs().max() < 0.04
     assert (z.var(0) - 1).abs().max() < 0.06
+    assert (torch.corrcoef(z.T) - torch.eye(3)).abs().max() < 0.04  # a draw of its own for each dimension
     x = model.sample_x(7)
     assert x.shape == (7, 784)
     assert set(x.unique().tolist()) == {0.0, 1.0}
