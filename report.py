@@ -14,16 +14,18 @@ LABELS = {"nelbo": "NELBO", "kl": "KL", "rec": "Rec"}
 
 
 def read_runs(folder):
-    """The records of the finished runs by experiment, {name less the run's number: [record, ...]}, and complaints."""
+    """The records of the finished runs by experiment and step, {words: [record, ...]}, and complaints."""
     experiments, complaints = {}, []
     for path in sorted(Path(folder).glob("*_run=*/results.json")):
         try:
             record = json.loads(path.read_text())
-            if record["results"]:
-                experiments.setdefault(record["name"].rpartition("_run=")[0], []).append(record)
-            else:
+            if not record["results"]:
                 complaints.append(f"{path}: not finished")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                continue
+            experiment = f"{path.parent.name.rpartition('_run=')[0]}, {record['step']:,} steps"
+            record["flags"]["run"], record["flags"]["seed"], record["results"].items()
+            experiments.setdefault(experiment, []).append(record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             complaints.append(f"{path}: cannot be read ({error!r})")
     return experiments, complaints
 
@@ -44,13 +46,13 @@ def table(records):
         if all(name in record["results"].get(split, {}) for record in records)
     ]
     heads = [f"{split} {LABELS.get(name, name.replace('iwae_', 'IWAE-'))}" for split, name in columns]
-    lines = [f"| run | seed | steps | {' | '.join(heads)} |", "|" + "---|" * (3 + len(heads))]
+    lines = [f"| run | seed | {' | '.join(heads)} |", "|" + "---|" * (2 + len(heads))]
     values = [[record["results"][split][name]["mean"] for split, name in columns] for record in records]
     for record, row in zip(records, values, strict=True):
         run, seed = record["flags"]["run"], record["flags"]["seed"]
-        lines.append(f"| {run} | {seed} | {record.get('step', '')} | {' | '.join(f'{x:.2f}' for x in row)} |")
+        lines.append(f"| {run} | {seed} | {' | '.join(f'{x:.2f}' for x in row)} |")
     means = " | ".join(mean_and_error(column) for column in zip(*values, strict=True))
-    lines.append(f"| mean of {len(records)} | | | {means} |")
+    lines.append(f"| mean of {len(records)} | | {means} |")
     return "\n".join(lines)
 
 

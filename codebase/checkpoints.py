@@ -104,6 +104,7 @@ def load_weights(model, path):
         for key in own
         if key in weights and weights[key].shape != own[key].shape
     ]
+    wrong += [f"{key} is not finite" for key in own if key in weights and not weights[key].isfinite().all()]
     if wrong:
         raise InputError(f"{path} does not fit a {type(model).__name__} with these flags: {'; '.join(wrong)}.")
     model.load_state_dict(weights)

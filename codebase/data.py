@@ -6,6 +6,7 @@ Dimension letters: N images, B images of a batch, X pixels (channel first, flatt
 import contextlib
 import gzip
 import hashlib
+import http.client
 import io
 import itertools
 import re
@@ -132,8 +133,8 @@ def read_mnist_file(raw, name, header, size, sha256):
     path = find_mnist(raw, name)
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({error}); delete it and it will be downloaded again.") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is damaged ({error}): delete it and it will be downloaded again.") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         length = f"{len(content):,} bytes instead of {size:,}" if len(content) != size else "the right length only"
         raise InputError(
@@ -163,7 +164,7 @@ def download_mnist(data_dir):
             raw.mkdir(parents=True, exist_ok=True)
             for path in Path(folder, "MNIST", "raw").glob("*.gz"):
                 shutil.move(path, raw / path.name)
-    except (OSError, EOFError, RuntimeError, zlib.error) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, zlib.error, http.client.HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         files = ", ".join(f"{name}.gz" for name, *_ in MNIST_FILES)
         raise DownloadError(

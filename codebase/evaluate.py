@@ -15,12 +15,12 @@ from codebase.checkpoints import random_state, restore_random_state
 from codebase.utils import log_mean_exp, sample_gaussian
 
 IMAGES = 100  # images in a chunk
-ROWS = 5000  # images x samples in a chunk: what bounds the memory
+ROWS = 2000  # images x samples in a chunk: what bounds the memory
 ELBO_SAMPLES = 10  # draws of z for each image, averaged; they leave little but the spread between images
 
 
 class Estimate(NamedTuple):
-    """A mean over images, its standard error over them (their standard deviation / sqrt(n)), and their number n."""
+    """A mean over n images, and its standard error over them: their standard deviation / sqrt(n), nan for n = 1."""
 
     mean: float
     se: float
@@ -29,11 +29,15 @@ class Estimate(NamedTuple):
     def __str__(self):
         return f"{self.mean:.2f} ± {self.se:.2f}"
 
+    def record(self):
+        """As a dict for JSON, which has no nan: null."""
+        return {"mean": self.mean, "se": None if math.isnan(self.se) else self.se, "n": self.n}
+
 
 def over_images(values):
-    """The Estimate from one number per image, (n,). The standard error of a single image is nan."""
-    values = values.double()
-    return Estimate(values.mean().item(), values.std().item() / math.sqrt(len(values)), len(values))
+    """The Estimate from one number per image, (n,)."""
+    values, n = values.double(), len(values)
+    return Estimate(values.mean().item(), values.std().item() / math.sqrt(n) if n > 1 else math.nan, n)
 
 
 @contextmanager
@@ -75,8 +79,8 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
     exactly log p(x); 1/M where one sample outweighs all others, and more samples would still tighten the bound.
 
     All bounds come from the same max(ms) samples of each image: that of L_m is the average over as many groups of m as
-    they make up, so that a smaller m is estimated more precisely than from m samples, and of two bounds whose m divide
-    one another the larger m is never the looser. The encoder sees an image once. Memory is bounded by ROWS, but for the
+    they make up, so that a smaller m is estimated more precisely than from m samples, and where each m divides the next
+    a larger m never has the looser bound. The encoder sees an image once. Memory is bounded by ROWS, but for the
     log-weights of IMAGES images, 4 bytes a sample.
     """
     largest = max(ms)
@@ -110,4 +114,4 @@ def latent_units(model, split):
             torch.cat(each) for each in zip(*(model.posterior(*part) for part in chunks(split, ROWS)), strict=True)
         )
         kl = model.kl_per_unit and model.kl_per_unit(qm, qv).mean(0).tolist()
-        return {"active": int((qm.var(0) > 0.01).sum()), "units": qm.shape[1], "kl": kl}
+        return {"active": int((qm.var(0, correction=0) > 0.01).sum()), "units": qm.shape[1], "kl": kl}

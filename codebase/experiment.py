@@ -24,15 +24,15 @@ from codebase.train import NonFiniteError, adam, train
 
 
 def whole(low):
-    """A flag's type: a whole number from `low` on."""
+    """A flag's type: a whole number from `low` on (and below 2^63, as torch's seeds are)."""
 
     def parse(text):
         try:
             value = int(text)
         except ValueError:
             value = low - 1
-        if value < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on")
+        if not low <= value < 2**63:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on, below 2^63")
         return value
 
     return parse
@@ -108,8 +108,12 @@ def parse_flags(description, own_flags, argv=None):
         parser.error("--resume 1 goes on with a run and --overwrite 1 deletes it: give one of them")
     if flags.train == 0 and (flags.resume or flags.overwrite):
         parser.error("--resume 1 and --overwrite 1 are for training; --train 0 only evaluates")
-    if flags.checkpoint and flags.train:
+    if flags.checkpoint is not None and flags.train:
         parser.error("--checkpoint FILE is for evaluating: add --train 0")
+    if flags.checkpoint is not None and flags.step is not None:
+        parser.error("--checkpoint FILE and --iter_max both say which weights to load: give one of them")
+    if flags.full and flags.train == 1:
+        parser.error("--full 1 is about the IWAE bounds, which --train 1 does not report: add --train 0 or 2")
     return flags
 
 
@@ -159,7 +163,7 @@ def run_name(model, flags, data, usual_data="mnist"):
     if flags.batch_size != defaults["batch_size"]:
         parts.append(f"batch={flags.batch_size}")
     if flags.lr != defaults["lr"]:
-        parts.append(f"lr={flags.lr:g}")
+        parts.append(f"lr={flags.lr!r}")
     if flags.seed != flags.run:
         parts.append(f"seed={flags.seed}")
     return "_".join([*parts, f"run={flags.run:04d}"])
@@ -172,18 +176,20 @@ def open_run(model, flags, data):
     """
     device, device_in_words = choose_device(flags.device)
     name = run_name(model, flags, data)
-    if flags.checkpoint:
+    if flags.checkpoint is not None:
         path = Path(flags.checkpoint)
         if not path.is_file():
             raise InputError(f"--checkpoint {path}: there is no such file.")
         name = f"{name.rpartition('_run=')[0]}_checkpoint={path.stem}-{zlib.crc32(path.read_bytes()):08x}"
     folder, logs = Path("checkpoints", name), Path("logs", name)
+    done = checkpoints.steps(folder)
+    if flags.train == 0 and done and flags.step not in (None, done[-1]):
+        logs = logs / f"step={flags.step:05d}"  # the run's own results and pictures are those of its last step
     print(f"device       {device_in_words}")
     print(f"data         {data.origin}: {len(data.x_train):,} training and {len(data.x_test):,} test images")
     print(f"run          {name}, seed {flags.seed}")
     print(f"checkpoints  {flags.checkpoint or folder}")
     print(f"curves       {logs} (tensorboard --logdir logs)", flush=True)
-    done = checkpoints.steps(folder)
     if flags.train and done and not flags.resume and not flags.overwrite:
         raise InputError(
             f"{folder} holds a run already, at step {done[-1]:,}: --resume 1 goes on with it, --train 0 evaluates it, "
@@ -193,18 +199,23 @@ def open_run(model, flags, data):
         "name": name,
         "flags": {k: v for k, v in vars(flags).items() if k != "step"},
         "data": {"name": data.name, "origin": data.origin, "train": len(data.x_train), "test": len(data.x_test)},
-        "device": device_in_words,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "machine": platform.machine(),
-        },
-        "commit": git_commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "evaluated": circumstances(device_in_words),
         "results": {},
     }
     return Run(name, flags, data, device, folder, logs, record)
+
+
+def circumstances(device_in_words):
+    """Where, when and by which code something is computed, for results.json."""
+    return {
+        "device": device_in_words,
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "commit": git_commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def git_commit():
@@ -216,6 +227,16 @@ def git_commit():
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def recorded(run, step):
+    """What results.json holds of this run's weights after `step` steps; an empty dict where that is nothing."""
+    try:
+        record = json.loads((run.logs / "results.json").read_text())
+        kept = {key: record[key] for key in ("flags", "step", "trained", "results")}
+        return kept if kept["step"] == step and isinstance(kept["results"], dict) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def write_results(run):
@@ -258,7 +279,9 @@ def train_or_load(run, model, batches, draw):
     if run.flags.overwrite:
         for folder in filter(Path.is_dir, (run.checkpoints, run.logs)):
             shutil.rmtree(folder)
-    run.logs.mkdir(parents=True, exist_ok=True)
+    for folder in (run.checkpoints, run.logs):  # now, so that what forbids it does so before the training
+        folder.mkdir(parents=True, exist_ok=True)
+    before = recorded(run, start)
 
     # TensorBoard forgets what an earlier process logged after the step that this one starts from. The suffix keeps two
     # writers of one second apart, which would otherwise have one file.
@@ -292,12 +315,19 @@ def train_or_load(run, model, batches, draw):
             there = f"step {done[-1]:,} is saved, --resume 1 goes on from it" if done else "no checkpoint is saved yet"
             print(f"\nstopped: {there}")
             raise
-    trained = max(run.flags.iter_max - start, 0)
-    run.record.update(step=max(start, run.flags.iter_max), trained_steps=trained, train_seconds=round(seconds, 2))
-    if trained:
+    trained = run.flags.iter_max - start
+    if trained > 0:
         print(f"trained {trained:,} steps in {seconds:.0f} s, {trained / seconds:.0f} a second")
+        earlier = before.get("trained") or {"steps": 0, "seconds": 0}
+        run.record["step"] = run.flags.iter_max
+        run.record["trained"] = run.record["evaluated"] | {
+            "steps": earlier["steps"] + trained,
+            "seconds": round(earlier["seconds"] + seconds, 2),
+        }
     else:
         print(f"nothing to train: this run is at step {start:,} already; --iter_max asks for more")
+        run.record["step"] = start
+        run.record.update(before)
     write_results(run)
 
 
@@ -315,14 +345,7 @@ def load(run, model):
         run.record["step"] = step
     checkpoints.load_weights(model, path)
     print(f"loaded       {path}")
-
-    # Keep what training wrote about these weights.
-    try:
-        before = json.loads((run.logs / "results.json").read_text())
-        if run.flags.checkpoint is None and before["step"] == run.record["step"]:
-            run.record.update(before)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    run.record.update(recorded(run, run.record.get("step")))
 
 
 def report(run, model, splits):
@@ -343,16 +366,16 @@ def report(run, model, splits):
         each = f"; KL of each: {' '.join(f'{kl:.2f}' for kl in units['kl'])}" if units["kl"] else ""
         print(f"Active latent units: {units['active']} of {units['units']}{each}", flush=True)
         results = run.record["results"].setdefault(name, {})
-        results |= {term: value._asdict() for term, value in terms.items()} | {"latent_units": units}
+        results |= {term: value.record() for term, value in terms.items()} | {"latent_units": units}
         if run.flags.train != 1 and (name == "subset" or run.flags.full):
             bounds, ess = evaluate.iwae(model, split, run.flags.iw_eval)
             for m, value in bounds.items():
                 print(f"Negative IWAE-{m}: {value}")
-                results[f"iwae_{m}"] = value._asdict()
+                results[f"iwae_{m}"] = value.record()
             print(
                 f"Relative effective sample size of {m} importance weights: {ess.mean:.1%} ± {ess.se:.1%}", flush=True
             )
-            results["ess"] = ess._asdict() | {"samples": m}
+            results["ess"] = ess.record() | {"samples": m}
         write_results(run)
 
 
@@ -363,7 +386,7 @@ def run_main(main):
     """Call main() as a script: what the user can mend ends it with a sentence and code 2, Ctrl-C with 130."""
     try:
         main()
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(fail(error, 2))
     except NonFiniteError as error:
         sys.exit(fail(error, 1))

@@ -210,7 +210,7 @@ def draw(n, seed, colour=False):
             other = (random.random_sample(n) * len(SKELETONS)).astype(np.int64)
             beside.append((shifted, other, random.random_sample(n) < 0.5))
 
-        # Ground and digit: two colours whose brightness differs by at least a fifth, under a slanting light.
+        # Ground and digit: two colours whose brightness differs by about a fifth or more, under a slanting light.
         hue = random.random_sample((2, n, 3)) * 0.5 - 0.25
         bright = between(random, 0.05, 0.95, n)
         gap = between(random, 0.2, 0.75, n)

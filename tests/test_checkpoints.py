@@ -86,6 +86,7 @@ def test_constants_of_other_editions_are_skipped(saved):
         ({"enc.net.0.bias": None}, "enc.net.0.bias is missing"),
         ({"z_prior_m": None}, "z_prior_m is missing"),
         ({"z_pre": torch.zeros(1)}, "z_pre is unexpected"),
+        ({"enc.net.0.bias": torch.full((300,), float("nan"))}, "enc.net.0.bias is not finite"),
         ({"dec.net.0.weight": torch.zeros(300, 10)}, r"dec.net.0.weight is \(300, 10\) instead of \(300, 2\)"),
     ],
 )

@@ -125,6 +125,17 @@ def test_a_download_that_stalls_is_given_up(tmp_path, server, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_server_that_speaks_no_http(tmp_path, server, monkeypatch):
+    def answer(connection, _):
+        connection.sendall(b"what?\r\n\r\n")
+        connection.close()
+
+    monkeypatch.setattr(MNIST, "mirrors", [server(answer)])
+    with pytest.raises(data.DownloadError, match="what"):
+        data.load("mnist", tmp_path / "absent")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_download_with_a_wrong_checksum_is_refused(tmp_path, server, monkeypatch):
     def answer(connection, _):
         connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 500\r\n\r\n" + bytes(500))

@@ -34,7 +34,7 @@ def test_elbo_is_unbiased_and_adds_up():
 
 
 def test_iwae_is_exact_at_the_true_posterior():
-    """Whatever the chunks of images and samples: 250 images make three of 100, 77 samples two of 50."""
+    """Whatever the chunks of images and samples: 250 images make chunks of 100, 100, 50; 77 samples of 20 or 40."""
     model = LinearGaussian()
     x = model.draw(250)
     bounds, ess = evaluate.iwae(model, (x,), (1, 10, 77))
@@ -55,8 +55,9 @@ def test_iwae_agrees_with_the_models_own_bound():
     assert bounds[1].mean > bounds[10].mean > bounds[100].mean > -model.log_p(x).mean().item() - 1e-3
 
 
-def test_bounds_and_effective_sample_size_from_their_definitions():
+def test_bounds_and_effective_sample_size_from_their_definitions(monkeypatch):
     """From the same weights: the bound of m samples averages over all groups of m, ESS is (sum w)^2 / (M sum w^2)."""
+    monkeypatch.setattr(evaluate, "ROWS", 60 * 40)  # all samples at once, so that the same can be drawn here
     model = LinearGaussian(shift=0.2, widen=1.5)
     x = model.draw(60)
     torch.manual_seed(0)
@@ -76,9 +77,9 @@ def test_bounds_and_effective_sample_size_from_their_definitions():
 def test_latent_units():
     """Two of three posterior means vary with the image, by 4 and 0.02; one by 0.005 only. KL unit by unit."""
     model = VAE(z_dim=3)
-    qm = torch.randn(5500, 3)  # more than a chunk
+    qm = torch.randn(2500, 3)  # more than a chunk
     qm = (qm - qm.mean(0)) / qm.std(0) * torch.tensor([4.0, 0.02, 0.005]).sqrt()
-    qv = torch.rand(5500, 3) + 0.1
+    qv = torch.rand(2500, 3) + 0.1
     model.posterior = lambda q: q.chunk(2, dim=1)
     units = evaluate.latent_units(model, (torch.cat([qm, qv], dim=1),))
     assert (units["active"], units["units"]) == (2, 3)

@@ -29,27 +29,38 @@ def test_mean_and_standard_error_over_the_runs_of_one_experiment(script, log):
     log("vae_z=2", 0, 50.0)
     code, out, _ = script("report.py")
     assert code == 0
-    assert "| mean of 3 | | | 3.00 ± 1.53 |" in out
-    assert "| 2 | 2 | 20000 | 6.00 |" in out
-    assert "| mean of 1 | | | 50.00 |" in out
+    assert "| mean of 3 | | 3.00 ± 1.53 |" in out
+    assert "| 2 | 2 | 6.00 |" in out
+    assert "| mean of 1 | | 50.00 |" in out
+
+
+def test_runs_of_different_lengths_are_not_averaged(script, log):
+    log("vae_z=10", 0, 1.0)
+    folder = log("vae_z=10", 1, 2.0)
+    (folder / "results.json").write_text((folder / "results.json").read_text().replace("20000", "10000"))
+    _, out, _ = script("report.py")
+    assert out.count("mean of 1") == 2
+    assert "model=vae_z=10, 10,000 steps" in out
 
 
 def test_numbers_that_only_some_runs_have_are_left_out(script, log):
     log("vae_z=10", 0, 1.0, test={"nelbo": {"mean": 5.0, "se": 1.0, "n": 3}})
     log("vae_z=10", 1, 2.0)
     _, out, _ = script("report.py")
-    assert "| run | seed | steps | subset NELBO |" in out
+    assert "| run | seed | subset NELBO |" in out
 
 
 def test_unfinished_and_damaged_runs_are_named_and_left_out(script, log):
     log("vae_z=10", 0, 1.0)
     (log("vae_z=10", 1, 2.0) / "results.json").write_text('{"name": "x", "results": {}}')
     (log("vae_z=10", 2, 2.0) / "results.json").write_text('{"na')
+    (log("vae_z=10", 3, 2.0) / "results.json").write_text('{"name": 3, "step": 1, "results": {"a": 1}}')
     code, out, err = script("report.py")
     assert code == 0
     assert "mean of 1" in out
     assert "run=0001/results.json: not finished" in err
     assert "run=0002/results.json: cannot be read" in err
+    assert "run=0003/results.json: cannot be read" in err
 
 
 def test_nothing_there(script):

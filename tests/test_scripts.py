@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -26,6 +27,8 @@ def on_digits(script, digits):
 
     def call(name, *args):
         usual = {"--dataset": digits, "--iter_max": 30, "--iter_save": 20, "--batch_size": 50, "--device": "cpu"}
+        if "--train" in args and args[args.index("--train") + 1] == 0:
+            del usual["--iter_max"]  # where it would name a checkpoint
         for flag in args:
             usual.pop(flag, None)
         return script(name, *(x for pair in usual.items() for x in pair), *args)
@@ -95,7 +98,8 @@ def test_train_then_evaluate(vae, folders):
     assert record["step"] == 30
     assert (record["flags"]["z"], record["flags"]["seed"], record["flags"]["lr"]) == (2, 0, 1e-3)
     assert record["data"]["train"] == 300
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["trained"]["torch"] == torch.__version__
+    assert record["trained"]["steps"] == 30
     results = record["results"]
     assert results["subset"]["nelbo"]["n"] == 100
     assert results["test"]["nelbo"]["n"] == 120
@@ -118,7 +122,15 @@ def test_train_then_evaluate(vae, folders):
         "iwae_1000",
         "ess",
     }
-    assert after["train_seconds"] == record["train_seconds"]
+    assert after["trained"] == record["trained"]
+    assert after["flags"] == record["flags"]
+
+    # An earlier step's numbers and pictures stay apart from the run's.
+    before = contents(logs)
+    assert vae("--z", 2, "--train", 0, "--iter_max", 20)[0] == 0
+    assert contents(logs).items() >= before.items()
+    assert json.loads((logs / "step=00020" / "results.json").read_text())["step"] == 20
+    assert (logs / "step=00020" / "samples.png").exists()
 
     code, out, _ = vae("--z", 2, "--train", 0, "--full", 1)
     assert out.count("Negative IWAE-1000: ") == 2
@@ -194,7 +206,7 @@ def test_resume_gives_what_an_uninterrupted_run_gives(vae, folders):
         torch.load(checkpoints / "training.pt", weights_only=True),
         curves(logs),
     )
-    numbers = json.loads((logs / "results.json").read_text())["results"]
+    record = json.loads((logs / "results.json").read_text())
     vae("--iter_max", 150, "--iter_save", 1000, "--overwrite", 1)
     assert not (checkpoints / "model-00300.pt").exists()
     code, out, _ = vae("--iter_max", 300, "--iter_save", 1000, "--resume", 1)
@@ -205,7 +217,9 @@ def test_resume_gives_what_an_uninterrupted_run_gives(vae, folders):
     assert again["random"]["cpu"].equal(state["random"]["cpu"])
     for p, q in zip(state["optimizer"]["state"].values(), again["optimizer"]["state"].values(), strict=True):
         assert same(p, q)
-    assert json.loads((logs / "results.json").read_text())["results"] == numbers
+    after = json.loads((logs / "results.json").read_text())
+    assert after["results"] == record["results"]
+    assert (after["step"], after["trained"]["steps"]) == (300, 300)
     resumed = curves(logs)
     assert {tag: [point for point in points if point[0] != 150] for tag, points in resumed.items()} == curve
 
@@ -228,11 +242,16 @@ def test_resume_with_nothing_to_do_and_with_nothing_there(vae, folders):
     code, out, _ = vae("--resume", 1)
     assert code == 0
     assert "nothing to resume" in out
-    before = contents(folders()[0])
+    vae("--train", 0, "--iw_eval", 3)
+    checkpoints, logs = folders()
+    before = contents(checkpoints)
     code, out, _ = vae("--resume", 1)
     assert code == 0
     assert "at step 30 already" in out
-    assert contents(folders()[0]) == before
+    assert contents(checkpoints) == before
+    record = json.loads((logs / "results.json").read_text())
+    assert record["trained"]["steps"] == 30
+    assert "iwae_3" in record["results"]["subset"]
 
 
 def test_a_second_run_touches_nothing_of_the_first(vae, folders):
@@ -249,6 +268,8 @@ def test_a_second_run_touches_nothing_of_the_first(vae, folders):
 def test_what_changes_the_experiment_joins_the_name(vae, tmp_path):
     for args in ((), ("--iw", 5), ("--lr", 3e-4), ("--seed", 7), ("--z", 3), ("--run", 2)):
         assert vae("--iter_max", 2, *args)[0] == 0
+    tensors = [weights(path, 2)["enc.net.0.weight"] for path in (tmp_path / "checkpoints").iterdir()]
+    assert len({tuple(tensor[0, :50].tolist()) for tensor in tensors}) == 6  # and each flag does change it
     names = {
         re.sub(r"_data=digits-[0-9a-f]{8}|_batch=50", "", path.name) for path in (tmp_path / "checkpoints").iterdir()
     }
@@ -301,6 +322,10 @@ def test_a_diverging_run_stops_and_keeps_the_last_checkpoint(vae, tmp_path):
         (("--full", "yes"), "--full: 'yes' is not 0 or 1"),
         (("--device", "tpu"), "invalid choice: 'tpu'"),
         (("--zz", 1), "unrecognized arguments"),
+        (("--seed", 2**63), "is not a whole number from 0 on, below 2^63"),
+        (("--full", 1), "add --train 0 or 2"),
+        (("--train", 0, "--checkpoint", "x.pt", "--iter_max", 5), "both say which weights to load"),
+        (("--train", 0, "--checkpoint", ""), "there is no such file"),
         (("--resume", 1, "--overwrite", 1), "give one of them"),
         (("--train", 0, "--resume", 1), "--train 0 only evaluates"),
         (("--checkpoint", "x.pt"), "add --train 0"),
@@ -317,6 +342,27 @@ def test_complaints_are_a_sentence_and_code_2_and_nothing_is_written(vae, tmp_pa
     assert complaint in err
     assert "Traceback" not in err
     assert {path.name for path in tmp_path.iterdir()} == {"digits.npz"}
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_training(vae, tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    code, out, err = vae()
+    assert code == 2
+    assert "error: " in err
+    assert "checkpoints" in err
+    assert "trained" not in out
+    assert "Traceback" not in err
+
+
+def test_a_test_set_of_one_image(vae, digits, folders):
+    with np.load(digits) as file:
+        arrays = dict(file)
+    np.savez(digits, **arrays | {"x_test": arrays["x_test"][:1], "y_test": arrays["y_test"][:1]})
+    code, out, _ = vae("--train", 2, "--iw_eval", 2)
+    assert code == 0
+    assert "± nan" in out
+    text = (folders()[1] / "results.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["results"]["test"]["nelbo"]["se"] is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
@@ -380,19 +426,19 @@ def test_peak_memory_of_evaluating(tmp_path, digits):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "test_nelbo", "subset_nelbo", "kl", "iwae_1000"),
-    [("run_vae.py", 99.7, 101.5, 19.4, 97.2), ("run_gmvae.py", 97.0, 99.0, 17.7, 95.0)],
+    [("run_vae.py", 99.9, 101.9, 19.4, 97.5), ("run_gmvae.py", 97.4, 98.9, 17.7, 95.0)],
 )
 def test_the_homeworks_numbers_on_mnist(mnist_dir, tmp_path, name, test_nelbo, subset_nelbo, kl, iwae_1000):
-    """A run of 20,000 steps: within the bands that a correct implementation gets, and the bounds in their order."""
+    """A run of 20,000 steps is within four standard deviations of single runs around the means of docs/results.md."""
     command = [sys.executable, str(ROOT / name), "--data_dir", str(mnist_dir), "--train", "2"]
     subprocess.run(command, cwd=tmp_path, check=True)
     (path,) = tmp_path.glob("logs/*/results.json")
     results = json.loads(path.read_text())["results"]
     subset = {name: results["subset"][name]["mean"] for name in results["subset"] if name != "latent_units"}
-    assert abs(results["test"]["nelbo"]["mean"] - test_nelbo) < 0.6
-    assert abs(subset["nelbo"] - subset_nelbo) < 1.2
-    assert abs(subset["kl"] - kl) < 0.6
+    assert abs(results["test"]["nelbo"]["mean"] - test_nelbo) < 0.9
+    assert abs(subset["nelbo"] - subset_nelbo) < 2.4
+    assert abs(subset["kl"] - kl) < 1.0
     assert abs(subset["iwae_1"] - subset["nelbo"]) < 0.3
     assert subset["iwae_1"] > subset["iwae_10"] > subset["iwae_100"] > subset["iwae_1000"]
-    assert abs(subset["iwae_1000"] - iwae_1000) < 1
+    assert abs(subset["iwae_1000"] - iwae_1000) < 1.8
     assert results["test"]["latent_units"]["active"] == 10

@@ -54,7 +54,7 @@ def test_what_is_saved_and_logged():
         assert all(isinstance(value, float) for value in values.values())
         assert values["train/loss"] == pytest.approx(-values["gen/elbo"])
         assert values["gen/kl_z"] + values["gen/rec"] == pytest.approx(values["train/loss"])
-    assert logged[-1][1]["train/loss"] < logged[0][1]["train/loss"]
+    assert logged[-1][1]["train/loss"] < 545  # 784 log 2 = 543 where every pixel is a coin
 
 
 def test_nothing_to_do():
