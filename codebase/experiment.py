@@ -373,7 +373,7 @@ def report(run, model, splits):
                 print(f"Negative IWAE-{m}: {value}")
                 results[f"iwae_{m}"] = value.record()
             print(
-                f"Relative effective sample size of {m} importance weights: {ess.mean:.1%} ± {ess.se:.1%}", flush=True
+                f"Relative effective sample size of {m} importance weights: {ess.mean:.2%} ± {ess.se:.2%}", flush=True
             )
             results["ess"] = ess.record() | {"samples": m}
         write_results(run)

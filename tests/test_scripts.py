@@ -161,7 +161,7 @@ def test_iw_eval_chooses_the_bounds_and_says_how_far_to_trust_them(vae, folders)
     code, out, _ = vae("--z", 2, "--train", 2, "--iw_eval", "30,1,7,7")
     assert code == 0
     assert re.findall(r"Negative IWAE-(\d+)", out) == ["1", "7", "30"]
-    assert re.search(r"^Relative effective sample size of 30 importance weights: \d+\.\d% ± \d+\.\d%$", out, re.M)
+    assert re.search(r"^Relative effective sample size of 30 importance weights: \d+\.\d\d% ± \d+\.\d\d%$", out, re.M)
     assert re.search(r"^Active latent units: \d of 2; KL of each: \d+\.\d\d \d+\.\d\d$", out, re.M)
     subset = json.loads((folders()[1] / "results.json").read_text())["results"]["subset"]
     assert {"iwae_1", "iwae_7", "iwae_30"} <= subset.keys()
