@@ -73,7 +73,7 @@ SHARED_FLAGS = [  # name, default, type, what it is
     ("seed", None, whole(0), "random seed (default: the number of the run)"),
     ("train", 1, int, "1: train, then report the ELBO; 2: and the IWAE bounds; 0: load a checkpoint, report both"),
     ("full", 0, switch, "1: the IWAE bounds also on the whole test set, which takes longer"),
-    ("iw_eval", [1, 10, 100, 1000], sample_counts, "the IWAE bounds to report: numbers of samples, comma-separated"),
+    ("iw_eval", "1,10,100,1000", sample_counts, "the IWAE bounds to report: numbers of samples, comma-separated"),
     ("device", "auto", str, "auto, cpu, cuda or mps"),
     ("batch_size", 100, whole(1), "images in a training step"),
     ("lr", 1e-3, positive, "learning rate of Adam"),
@@ -99,9 +99,9 @@ def parse_flags(description, own_flags, argv=None):
         parser.add_argument(f"--{name}", type=kind, choices=CHOICES.get(name), help=text, metavar=name.upper())
     flags = parser.parse_args(argv)
     flags.step = flags.iter_max
-    for name, default, *_ in table.values():
+    for name, default, kind, _ in table.values():
         if getattr(flags, name) is None:
-            setattr(flags, name, default)
+            setattr(flags, name, kind(default) if isinstance(default, str) else default)
     if flags.seed is None:
         flags.seed = flags.run
     if flags.resume and flags.overwrite:
