@@ -10,7 +10,7 @@ import statistics
 import sys
 from pathlib import Path
 
-LABELS = {"nelbo": "NELBO", "kl": "KL", "rec": "Rec"}
+from codebase import LABELS
 
 
 def read_runs(folder):
@@ -23,7 +23,7 @@ def read_runs(folder):
                 complaints.append(f"{path}: not finished")
                 continue
             experiment = f"{path.parent.name.rpartition('_run=')[0]}, {record['step']:,} steps"
-            record["flags"]["run"], record["flags"]["seed"], record["results"].items()
+            record["flags"]["run"], record["flags"]["seed"], record["results"].items()  # what the table will ask for
             experiments.setdefault(experiment, []).append(record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             complaints.append(f"{path}: cannot be read ({error!r})")
@@ -37,7 +37,7 @@ def mean_and_error(values):
 
 
 def table(records):
-    """One experiment as a Markdown table. The numbers that all of its runs have, in nats; se is over images."""
+    """One experiment as a Markdown table. Columns: the numbers that all of its runs have, in nats."""
     columns = [
         (split, name)
         for split, results in records[0]["results"].items()

@@ -10,6 +10,8 @@ The rooms, each of which imports only from those below it:
     utils                             the mathematics, tensors to tensors
 """
 
+LABELS = {"nelbo": "NELBO", "kl": "KL", "rec": "Rec"}  # the terms of the negative ELBO, as they are printed
+
 
 class InputError(Exception):
     """What the user gave (a flag, a file, a folder) cannot be used; the message is a sentence: why, and what to do."""

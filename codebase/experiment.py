@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tensorboardX import SummaryWriter
 
-from codebase import InputError, checkpoints, evaluate, pictures
+from codebase import LABELS, InputError, checkpoints, evaluate, pictures
 from codebase.data import Data
 from codebase.train import NonFiniteError, adam, train
 
@@ -233,9 +233,9 @@ def recorded(run, step):
     """What results.json holds of this run's weights after `step` steps; an empty dict where that is nothing."""
     try:
         record = json.loads((run.logs / "results.json").read_text())
-        kept = {key: record[key] for key in ("flags", "step", "trained", "results")}
-        return kept if kept["step"] == step and isinstance(kept["results"], dict) else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = {key: record[key] for key in ("flags", "step", "trained", "results") if key in record}
+        return kept if kept.get("step") == step and isinstance(kept.get("results"), dict) else {}
+    except (OSError, ValueError, TypeError):
         return {}
 
 
@@ -377,9 +377,6 @@ def report(run, model, splits):
             )
             results["ess"] = ess.record() | {"samples": m}
         write_results(run)
-
-
-LABELS = {"nelbo": "NELBO", "kl": "KL", "rec": "Rec"}
 
 
 def run_main(main):

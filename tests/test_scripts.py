@@ -131,6 +131,9 @@ def test_train_then_evaluate(vae, folders):
     assert contents(logs).items() >= before.items()
     assert json.loads((logs / "step=00020" / "results.json").read_text())["step"] == 20
     assert (logs / "step=00020" / "samples.png").exists()
+    assert vae("--z", 2, "--train", 0, "--iter_max", 20, "--iw_eval", 3)[0] == 0
+    subset = json.loads((logs / "step=00020" / "results.json").read_text())["results"]["subset"]
+    assert {"iwae_3", "iwae_1000"} <= subset.keys()  # a second look adds to the first
 
     code, out, _ = vae("--z", 2, "--train", 0, "--full", 1)
     assert out.count("Negative IWAE-1000: ") == 2

@@ -4,8 +4,8 @@
     p(x|z) = Bern(x; sigmoid(dec(z)))
     q(z|x) = N(z; m(x), diag v(x)),   m, v from enc(x)
 
-Every bound below is made of the small methods above it. Another prior overrides log_prior, sample_z and kl; another
-likelihood overrides log_likelihood and mean_x.
+Every bound below is made of the small methods above it. Another prior overrides log_prior, sample_z and kl, and sets
+kl_per_unit to None unless it has one; another likelihood overrides log_likelihood and mean_x.
 
 Dimension letters: B images, X pixels, D latent dimensions, M importance samples.
 """
