@@ -1,7 +1,7 @@
 """Bounds with their standard errors over images. No gradients, random numbers of its own: training is not disturbed.
 
-A split is a tuple of tensors, one row an image, as the model's methods take them: (x,).
-Dimension letters: B images, M importance samples.
+A split is a tuple of tensors, one row an image, as the model's methods take them: (x,), or (x, y) with labels.
+Dimension letters: B images, D latent dimensions, M importance samples.
 """
 
 import math
@@ -89,17 +89,17 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
         evaluating(model),
         tqdm(total=len(split[0]), desc=f"IWAE-{largest}", unit="image", delay=2, leave=False) as bar,
     ):
-        for part in chunks(split, IMAGES):
-            qm, qv = model.posterior(*part)  # (B, D)
-            log_w = qm.new_empty(largest, len(qm))  # (M, B), filled in place: small pieces would fragment the heap
-            for samples in log_w.split(max(1, ROWS // len(qm))):
+        for x, *y in chunks(split, IMAGES):
+            qm, qv = model.posterior(x, *y)  # (B, D), or (C, B, D) where labels are summed over
+            log_w = qm.new_empty(largest, len(x))  # (M, B), filled in place: small pieces would fragment the heap
+            for samples in log_w.split(max(1, ROWS // qm[..., 0].numel())):
                 z = sample_gaussian(qm.expand(len(samples), *qm.shape), qv)  # (m, B, D)
-                samples.copy_(-sum(model.weight_terms(*part, z, qm, qv)))
+                samples.copy_(model.log_weight(x, z, qm, qv, *y))
             for m in ms:
                 groups = log_w[: largest // m * m].unflatten(0, (-1, m))  # (M // m, m, B)
                 bounds[m].append(-log_mean_exp(groups, dim=1).mean(0))  # (B,)
             ess.append((2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)).exp() / largest)  # (B,)
-            bar.update(len(qm))
+            bar.update(len(x))
     return {m: over_images(torch.cat(bounds[m])) for m in ms}, over_images(torch.cat(ess))
 
 
@@ -110,8 +110,7 @@ def latent_units(model, split):
     5). 'kl' lists each unit's KL in nats, averaged over images, or is None where there is no closed form.
     """
     with evaluating(model):
-        qm, qv = (
-            torch.cat(each) for each in zip(*(model.posterior(*part) for part in chunks(split, ROWS)), strict=True)
-        )
-        kl = model.kl_per_unit and model.kl_per_unit(qm, qv).mean(0).tolist()
-        return {"active": int((qm.var(0, correction=0) > 0.01).sum()), "units": qm.shape[1], "kl": kl}
+        means, kls = zip(*(model.latent_units(*part) for part in chunks(split, ROWS)), strict=True)
+        means = torch.cat(means)  # (B, D)
+        kl = None if kls[0] is None else torch.cat(kls).mean(0).tolist()
+        return {"active": int((means.var(0, correction=0) > 0.01).sum()), "units": means.shape[1], "kl": kl}

@@ -85,11 +85,11 @@ class LinearGaussian(VAE):
         v = 1 / (1 + self.w.square().sum(0) / self.s)
         return v * (x @ self.w) / self.s, v.expand(len(x), -1)
 
-    def posterior(self, x):
+    def posterior(self, x, y=None):
         m, v = self.true_posterior(x)
         return m + self.shift, v * self.widen
 
-    def log_likelihood(self, x, z):
+    def log_likelihood(self, x, z, y=None):
         return log_normal(x, z @ self.w.T, self.s)
 
     def draw(self, n):

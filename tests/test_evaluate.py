@@ -80,7 +80,7 @@ def test_latent_units():
     qm = torch.randn(2500, 3)  # more than a chunk
     qm = (qm - qm.mean(0)) / qm.std(0) * torch.tensor([4.0, 0.02, 0.005]).sqrt()
     qv = torch.rand(2500, 3) + 0.1
-    model.posterior = lambda q: q.chunk(2, dim=1)
+    model.posterior = lambda q, y: q.chunk(2, dim=1)
     units = evaluate.latent_units(model, (torch.cat([qm, qv], dim=1),))
     assert (units["active"], units["units"]) == (2, 3)
     exact = torch.distributions.kl_divergence(Normal(qm, qv.sqrt()), Normal(0.0, 1.0)).mean(0)

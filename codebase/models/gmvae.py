@@ -17,8 +17,6 @@ from codebase.utils import gaussian_parameters, log_normal, log_normal_mixture, 
 class GMVAE(VAE):
     """VAE whose prior is a learned mixture. z_dim: D; k: K, the number of components; iw: as in VAE."""
 
-    kl_per_unit = None  # no closed form: a mixture's dimensions are not independent
-
     def __init__(self, z_dim=10, k=500, iw=1):
         super().__init__(z_dim, iw)
         del self.z_prior_m, self.z_prior_v
@@ -46,3 +44,7 @@ class GMVAE(VAE):
         m, v = self.prior()  # (K, D)
         component = torch.multinomial(self.pi, n, replacement=True)  # (n,)
         return sample_gaussian(m[component], v[component])
+
+    def latent_units(self, x):
+        """E[z|x], (B, D), and None for the KL of each unit: a mixture's dimensions are not independent."""
+        return self.posterior(x)[0], None
