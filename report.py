@@ -37,12 +37,12 @@ def mean_and_error(values):
 
 
 def table(records):
-    """One experiment as a Markdown table. Columns: the numbers that all of its runs have, in nats."""
+    """One experiment as a Markdown table. Columns: the numbers that all of its runs have, in nats or as they say."""
     columns = [
         (split, name)
         for split, results in records[0]["results"].items()
         for name in results
-        if name not in ("ess", "latent_units")
+        if name not in ("ess", "latent_units", "confusion")
         if all(name in record["results"].get(split, {}) for record in records)
     ]
     heads = [f"{split} {LABELS.get(name, name.replace('iwae_', 'IWAE-'))}" for split, name in columns]

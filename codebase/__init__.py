@@ -10,7 +10,14 @@ The rooms, each of which imports only from those below it:
     utils                             the mathematics, tensors to tensors
 """
 
-LABELS = {"nelbo": "NELBO", "kl": "KL", "rec": "Rec"}  # the terms of the negative ELBO, as they are printed
+LABELS = {  # how numbers are called where they are printed
+    "nelbo": "NELBO",
+    "kl": "KL",
+    "kl_z": "KL_z",
+    "kl_y": "KL_y",
+    "rec": "Rec",
+    "accuracy_percent": "accuracy, %",
+}
 
 
 class InputError(Exception):

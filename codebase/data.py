@@ -68,6 +68,20 @@ MNIST_TEST_SUBSET = [
     [1000, 846, 143, 660, 227, 954, 791, 719, 909, 373],
 ]
 
+# The homework's 100 training images of MNIST whose labels the SSVAE sees, likewise; one is there twice (class 4, 2176).
+MNIST_LABELLED = [
+    [2732, 2607, 1653, 3264, 4931, 4859, 5827, 1033, 4373, 5874],
+    [5924, 3468, 6458, 705, 2599, 2135, 2222, 2897, 1701, 537],
+    [2893, 2163, 5072, 4851, 2046, 1871, 2496, 99, 2008, 755],
+    [797, 659, 3219, 423, 3337, 2745, 4735, 544, 714, 2292],
+    [151, 2723, 3531, 2930, 1207, 802, 2176, 2176, 1956, 3622],
+    [3560, 756, 4369, 4484, 1641, 3114, 4984, 4353, 4071, 4009],
+    [2105, 3942, 3191, 430, 4187, 2446, 2659, 1589, 2956, 2681],
+    [4180, 2251, 4420, 4870, 1071, 4735, 6132, 5251, 5068, 1204],
+    [3918, 1167, 1684, 3299, 2767, 2957, 4469, 560, 5425, 1605],
+    [5795, 1472, 3678, 256, 3762, 5412, 1954, 816, 2435, 1634],
+]
+
 
 def load(dataset, data_dir):
     """The data set of that name, of grey 28 x 28 images.
@@ -239,13 +253,44 @@ def test_subset(data):
 
     MNIST: the homework's, in its order. Other data: ten of each class, chosen once and for all (RandomState(0)).
     """
-    members = [np.flatnonzero(data.y_test.numpy() == c) for c in range(CLASSES)]
+    members = by_class(data.y_test)
     if data.name == "mnist":
         chosen = [m[rows] for m, rows in zip(members, MNIST_TEST_SUBSET, strict=True)]
     else:
         random = np.random.RandomState(0)
         chosen = [random.permutation(m)[:10] for m in members]
     return torch.from_numpy(np.concatenate(chosen))
+
+
+def labelled_subset(data, n, seed):
+    """Indices of the n training images whose labels are seen, the same number of each class, class by class. (n,).
+
+    100 of MNIST are the homework's, in its order; others are chosen by the seed. Raises InputError where n is not a
+    multiple of the number of classes, or a class has too few images.
+    """
+    members = by_class(data.y_train)
+    each, rest = divmod(n, CLASSES)
+    if rest or n == 0:
+        raise InputError(
+            f"--labels {n}: as many of each of the {CLASSES} classes are needed, so a multiple of {CLASSES}."
+        )
+    few = min(range(CLASSES), key=lambda c: len(members[c]))
+    if len(members[few]) < each:
+        raise InputError(
+            f"--labels {n} takes {each:,} training images of each class, and of class {few} there are "
+            f"{len(members[few]):,}."
+        )
+    if data.name == "mnist" and n == 100:
+        chosen = [m[rows] for m, rows in zip(members, MNIST_LABELLED, strict=True)]
+    else:
+        random = np.random.default_rng(seed)
+        chosen = [random.permutation(m)[:each] for m in members]
+    return torch.from_numpy(np.concatenate(chosen))
+
+
+def by_class(y):
+    """The indices of each class, in file order: a list of CLASSES arrays. y: (N,)."""
+    return [np.flatnonzero(y.numpy() == c) for c in range(CLASSES)]
 
 
 def binarise_once(x):
@@ -288,6 +333,23 @@ def batches(tensors, batch_size, seed, start=0):
 def binary_batches(x, batch_size, seed, start=0):
     """Endless batches (x,) of freshly binarised grey images, otherwise as `batches`. x: (N, X) uint8. Yields (B, X)."""
     return ((binarise(rows),) for (rows,) in batches((x,), batch_size, seed, start))
+
+
+def semi_supervised_batches(x, x_labelled, y_labelled, batch_size, seed, start=0):
+    """Endless batches (x, x_labelled, y_labelled), all images freshly binarised, otherwise as `batches`.
+
+    x: (N, X) uint8, all images; x_labelled: (L, X) uint8; y_labelled: (L,) int64. Yields (B, X), (B', X), and the
+    labels as one-hot rows (B', C); B' = L, the labelled images of every step, or B where there are more than that.
+    """
+    unlabelled = batches((x,), batch_size, seed, start)
+    labelled = batches((x_labelled, one_hot(y_labelled)), min(batch_size, len(x_labelled)), seed, start)
+    both = zip(unlabelled, labelled, strict=True)
+    return ((binarise(rows), binarise(rows_labelled), y) for (rows,), (rows_labelled, y) in both)
+
+
+def one_hot(y):
+    """Labels (N,) int64 as rows (N, C), float32."""
+    return torch.nn.functional.one_hot(y, CLASSES).float()
 
 
 def binary_test_splits(data, device):

@@ -103,6 +103,38 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
     return {m: over_images(torch.cat(bounds[m])) for m in ms}, over_images(torch.cat(ess))
 
 
+def classify(model, x):
+    """log q(y|x) of images x (N, X). Returns (N, C)."""
+    with evaluating(model):
+        return torch.cat([model.log_q_y(part) for part in x.split(ROWS)])
+
+
+def accuracy(log_q, y):
+    """The percentage of images whose likeliest label is their own, and how often which class is taken for which.
+
+    log_q: (N, C); y: (N,), the true labels. Returns an Estimate with the binomial standard error,
+    100 sqrt(p (1 - p) / N), and the counts (C, C): row = true class, column = predicted class.
+    """
+    n, classes = log_q.shape
+    counts = torch.bincount(y * classes + log_q.argmax(-1), minlength=classes**2).reshape(classes, classes)
+    p = counts.trace().item() / n
+    return Estimate(100 * p, 100 * math.sqrt(p * (1 - p) / n), n), counts
+
+
+def mistakes(log_q, y):
+    """The images that are most confidently taken for another class.
+
+    log_q, y as in `accuracy`. Returns indices (C, C): row = true class, column = predicted class, and -1 where there is
+    no such mistake, the diagonal among them.
+    """
+    confidence, predicted = log_q.max(-1)
+    worst = torch.full((log_q.shape[1],) * 2, -1)
+    for i in confidence.argsort().tolist():  # so that the most confident comes last, and stays
+        if predicted[i] != y[i]:
+            worst[y[i], predicted[i]] = i
+    return worst
+
+
 def latent_units(model, split):
     """How the dimensions of z are used on a split: {'active', 'units', 'kl'}.
 

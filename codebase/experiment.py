@@ -40,13 +40,27 @@ def whole(low):
 
 def positive(text):
     """A flag's type: a finite number above 0."""
+    value = number(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def weight(text):
+    """A flag's type: a finite number from 0 on; an int where it is whole."""
+    value = number(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return int(value) if value.is_integer() else value
+
+
+def number(text):
+    """The finite number that a text stands for; nan where it stands for none."""
     try:
         value = float(text)
     except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def sample_counts(text):
@@ -77,18 +91,20 @@ SHARED_FLAGS = [  # name, default, type, what it is
     ("device", "auto", str, "auto, cpu, cuda or mps"),
     ("batch_size", 100, whole(1), "images in a training step"),
     ("lr", 1e-3, positive, "learning rate of Adam"),
-    ("iw", 1, whole(1), "train on the IWAE bound with that many importance samples; 1 is the ELBO"),
     ("resume", 0, switch, "1: go on from the last checkpoint of this run"),
     ("overwrite", 0, switch, "1: delete what this run has saved, and start afresh"),
     ("checkpoint", None, str, "with --train 0: a file of weights to load instead of the run's own"),
 ]
+# Of the models that can be trained on their IWAE bound.
+IW = ("iw", 1, whole(1), "train on the IWAE bound with that many importance samples; 1 is the ELBO")
 CHOICES = {"train": (0, 1, 2), "device": ("auto", "cpu", "cuda", "mps")}
 
 
 def parse_flags(description, own_flags, argv=None):
     """The flags of a run script: the shared ones, and own_flags (as SHARED_FLAGS) added to them or in their place.
 
-    Adds `step`: the --iter_max that was given, or None. What cannot be read ends the process with code 2.
+    Adds `step`, the --iter_max that was given, or None; and `off_default`, the names of the flags that are not as they
+    are by default. What cannot be read ends the process with code 2.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -99,9 +115,13 @@ def parse_flags(description, own_flags, argv=None):
         parser.add_argument(f"--{name}", type=kind, choices=CHOICES.get(name), help=text, metavar=name.upper())
     flags = parser.parse_args(argv)
     flags.step = flags.iter_max
+    flags.off_default = set()
     for name, default, kind, _ in table.values():
+        default = kind(default) if isinstance(default, str) else default
         if getattr(flags, name) is None:
-            setattr(flags, name, kind(default) if isinstance(default, str) else default)
+            setattr(flags, name, default)
+        elif getattr(flags, name) != default:
+            flags.off_default.add(name)
     if flags.seed is None:
         flags.seed = flags.run
     if flags.resume and flags.overwrite:
@@ -154,15 +174,14 @@ def run_name(model, flags, data, usual_data="mnist"):
 
     So no two experiments share a folder. model: e.g. 'vae_z=10'.
     """
-    defaults = {name: default for name, default, *_ in SHARED_FLAGS}
     parts = [f"model={model}"]
     if data.name != usual_data:
         parts.append(f"data={data.name}")
-    if flags.iw != defaults["iw"]:
+    if "iw" in flags.off_default:
         parts.append(f"iw={flags.iw:02d}")
-    if flags.batch_size != defaults["batch_size"]:
+    if "batch_size" in flags.off_default:
         parts.append(f"batch={flags.batch_size}")
-    if flags.lr != defaults["lr"]:
+    if "lr" in flags.off_default:
         parts.append(f"lr={flags.lr!r}")
     if flags.seed != flags.run:
         parts.append(f"seed={flags.seed}")
@@ -197,7 +216,7 @@ def open_run(model, flags, data):
         )
     record = {
         "name": name,
-        "flags": {k: v for k, v in vars(flags).items() if k != "step"},
+        "flags": {k: v for k, v in vars(flags).items() if k not in ("step", "off_default")},
         "data": {"name": data.name, "origin": data.origin, "train": len(data.x_train), "test": len(data.x_test)},
         "evaluated": circumstances(device_in_words),
         "results": {},
@@ -254,6 +273,15 @@ def draw_samples(run, model, x, writer, step):
     pairs = torch.stack([x, model.reconstruct(x)], dim=1).flatten(0, 1)
     for name, images in (("samples", model.mean_x(model.sample_z(200))), ("reconstructions", pairs)):
         pictures.show(name, pictures.grid(images, run.data.shape), run.logs, writer, step)
+
+
+def draw_styles(run, model, y, writer, step):
+    """Twenty styles in every digit: row = digit, column = style z_j, the same z each time. y: (C, C), one-hot rows.
+
+    To logs/<name>/samples.png, and to TensorBoard where there is a writer. To be called first in a picture's drawing.
+    """
+    images = model.mean_x(model.sample_z(20), y.unsqueeze(1))  # (C, 20, X)
+    pictures.show("samples", pictures.grid(images, run.data.shape), run.logs, writer, step)
 
 
 def train_or_load(run, model, batches, draw):
@@ -357,13 +385,15 @@ def report(run, model, splits):
         "subset": "the homework's test subset" if run.data.name == "mnist" else "a fixed subset of the test set",
         "test": "the whole test set",
     }
-    print("\nIn nats, each ± its standard error over the images, which are binarised once with a fixed seed.")
+    if splits:
+        print("\nIn nats, each ± its standard error over the images, which are binarised once with a fixed seed.")
     for name, split in splits.items():
         print(f"\n{run.data.name}, {whose[name]} ({len(split[0]):,} images)")
         terms = evaluate.elbo(model, split)
         print("  ".join(f"{LABELS[term]}: {value}" for term, value in terms.items()), flush=True)
         units = evaluate.latent_units(model, split)
-        each = f"; KL of each: {' '.join(f'{kl:.2f}' for kl in units['kl'])}" if units["kl"] else ""
+        few = units["kl"] is not None and units["units"] <= 20  # results.json has them all
+        each = f"; KL of each: {' '.join(f'{kl:.2f}' for kl in units['kl'])}" if few else ""
         print(f"Active latent units: {units['active']} of {units['units']}{each}", flush=True)
         results = run.record["results"].setdefault(name, {})
         results |= {term: value.record() for term, value in terms.items()} | {"latent_units": units}
@@ -377,6 +407,23 @@ def report(run, model, splits):
             )
             results["ess"] = ess.record() | {"samples": m}
         write_results(run)
+
+
+def report_accuracy(run, model, x, y):
+    """Print how well the classifier q(y|x) does on the test images, x (N, X) grey, and write it to results.json."""
+    percent, confusion = evaluate.accuracy(evaluate.classify(model, x), y)
+    print(f"\nTest images by true class (row) and predicted class (column)\n{confusion_table(confusion)}")
+    print(f"Test set classification accuracy: {percent} %", flush=True)
+    results = run.record["results"].setdefault("test", {})
+    results |= {"accuracy_percent": percent.record(), "confusion": confusion.tolist()}
+    write_results(run)
+
+
+def confusion_table(counts):
+    """A confusion matrix (C, C) as a Markdown table."""
+    lines = [["", *range(len(counts))], ["---:"] * (len(counts) + 1)]
+    lines += [[f"**{true}**", *row] for true, row in enumerate(counts.tolist())]
+    return "\n".join(f"| {' | '.join(f'{cell:>5}' for cell in map(str, line))} |" for line in lines)
 
 
 def run_main(main):

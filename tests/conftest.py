@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
-from codebase.utils import log_normal
+from codebase.utils import log_mean_exp, log_normal
 
 ROOT = Path(__file__).parent.parent
 
@@ -83,7 +84,8 @@ class LinearGaussian(VAE):
 
     def true_posterior(self, x):
         v = 1 / (1 + self.w.square().sum(0) / self.s)
-        return v * (x @ self.w) / self.s, v.expand(len(x), -1)
+        m = v * (x @ self.w) / self.s
+        return m, v.expand_as(m)
 
     def posterior(self, x, y=None):
         m, v = self.true_posterior(x)
@@ -102,3 +104,38 @@ class LinearGaussian(VAE):
         covariance = self.w @ self.w.T + self.s * torch.eye(len(self.w), dtype=torch.float64)
         zero = torch.zeros(len(self.w), dtype=torch.float64)
         return torch.distributions.MultivariateNormal(zero, covariance).log_prob(x)
+
+
+class LabelledLinearGaussian(SSVAE):
+    """An SSVAE whose log p(x) is known: given y, x less an offset of that label is as in LinearGaussian; p(y) = 1/C.
+
+    The classifier is an arbitrary one, so that q(y|x) is not the true posterior.
+    """
+
+    def __init__(self, classes=3, **linear_gaussian):
+        super().__init__(z_dim=3, classes=classes)
+        self.given_y = LinearGaussian(**linear_gaussian)
+        self.offsets = torch.randn(classes, 6, dtype=torch.float64)
+        self.directions = torch.randn(6, classes, dtype=torch.float64)
+        self.double()
+
+    def log_q_y(self, x):
+        return (x @ self.directions).log_softmax(-1)
+
+    def posterior(self, x, y=None):
+        return self.given_y.posterior(x - (self.every_y if y is None else y) @ self.offsets)
+
+    def log_likelihood(self, x, z, y=None):
+        return self.given_y.log_likelihood(x - (self.every_y if y is None else y) @ self.offsets, z)
+
+    def draw(self, n):
+        """n images from p(x)."""
+        return self.given_y.draw(n) + self.offsets[torch.randint(self.classes, (n,))]
+
+    def log_p_given_y(self, x):
+        """log p(x|y) of every y. (C, n)"""
+        return self.given_y.log_p(x - self.every_y @ self.offsets)
+
+    def log_p(self, x):
+        """log p(x). (n,)"""
+        return log_mean_exp(self.log_p_given_y(x), dim=0)

@@ -195,6 +195,15 @@ def test_real_mnist_and_its_subset(mnist_dir):
 # .npz files and names
 
 
+def test_real_mnist_and_its_labelled_images(mnist_dir):
+    """The checksum stands for the images and their order; one of class 4 is there twice."""
+    mnist = data.load("mnist", mnist_dir)
+    chosen = data.labelled_subset(mnist, 100, seed=0)
+    assert mnist.y_train[chosen].tolist() == sorted(list(range(10)) * 10)
+    assert mnist.x_train[chosen].unique(dim=0).shape == (99, 784)
+    assert chosen[46] == chosen[47]
+
+
 def test_npz(tmp_path):
     mine = data.load(str(save_digits(tmp_path / "my digits!.npz", 30, 20)), "unused")
     assert mine.name.startswith("my-digits-")
@@ -313,6 +322,44 @@ def test_other_data_get_ten_test_images_of_each_class(digits):
     assert sorted(data.test_subset(few).tolist()) == list(range(13))
 
 
+def test_homework_labelled_images_are_positions_within_the_class():
+    """On labels in a shuffled order of any data named mnist: row c, place r is the table's image of class c."""
+    y = torch.from_numpy(np.random.RandomState(1).permutation(np.arange(70_000) % 10))
+    mnist = data.Data("mnist", "", data.GREY, torch.zeros(70_000, 1), y, None, None)
+    chosen = data.labelled_subset(mnist, 100, seed=5)
+    assert y[chosen].tolist() == sorted(list(range(10)) * 10)
+    assert chosen.unique().numel() == 99
+    for i, index in enumerate(chosen.tolist()):
+        assert (y[:index] == i // 10).sum() == data.MNIST_LABELLED[i // 10][i % 10]
+    assert not data.labelled_subset(mnist, 100, seed=5).equal(data.labelled_subset(mnist, 200, seed=5)[:100])
+
+
+@pytest.mark.parametrize("n", [10, 50, 100])
+def test_as_many_labelled_images_of_each_class_chosen_by_the_seed(digits, n):
+    mine = data.load(str(digits), "")
+    chosen = data.labelled_subset(mine, n, seed=3)
+    assert mine.y_train[chosen].tolist() == sorted(list(range(10)) * (n // 10))
+    assert chosen.unique().numel() == n
+    assert data.labelled_subset(mine, n, seed=3).equal(chosen)
+    assert not data.labelled_subset(mine, n, seed=4).equal(chosen)
+
+
+@pytest.mark.parametrize(("n", "complaint"), [(15, "multiple of 10"), (5, "multiple of 10"), (0, "multiple of 10")])
+def test_labelled_images_that_are_not_as_many_of_each_class(digits, n, complaint):
+    with pytest.raises(InputError, match=complaint):
+        data.labelled_subset(data.load(str(digits), ""), n, seed=0)
+
+
+def test_more_labelled_images_than_there_are(digits):
+    mine = data.load(str(digits), "")
+    y = torch.where(mine.y_train == 7, 8, mine.y_train)
+    with pytest.raises(InputError, match="takes 1 training images of each class, and of class 7 there are 0"):
+        data.labelled_subset(mine._replace(y_train=y), 10, seed=0)
+    assert len(data.labelled_subset(mine, 300, seed=0)) == 300
+    with pytest.raises(InputError, match="takes 31 training images of each class, and of class 0 there are 30"):
+        data.labelled_subset(mine, 310, seed=0)
+
+
 def test_binarise_is_bernoulli_of_the_grey_value():
     """Every grey value: its share of ones by a binomial test; 0 and 255 always black and white. Fails once in 1,000."""
     x = torch.arange(256, dtype=torch.uint8).expand(20_000, 256)
@@ -388,3 +435,48 @@ def test_binary_batches():
     assert batch.shape == (10, 784)
     assert batch.dtype == torch.float32
     assert set(batch.unique().tolist()) == {0.0, 1.0}
+
+
+def coded(rows):
+    """Images that tell which they are, whatever is drawn: row i has the bits of i, black or white."""
+    return 255 * (torch.arange(rows)[:, None] >> torch.arange(16) & 1).to(torch.uint8)
+
+
+def decoded(x):
+    return (x.long() << torch.arange(16)).sum(-1).tolist()
+
+
+def test_semi_supervised_batches():
+    """Every labelled image at every step, with its own label; the unlabelled ones as in `batches`."""
+    x, y = coded(50), torch.arange(8) % 3
+    stream = data.semi_supervised_batches(x, x[20:28], y, 10, seed=0)
+    seen = take(stream, 5)
+    for batch, x_labelled, y_labelled in seen:
+        assert batch.shape == (10, 16)
+        assert sorted(decoded(x_labelled)) == list(range(20, 28))
+        assert y_labelled.shape == (8, 10)
+        assert y_labelled.argmax(-1).tolist() == [(i - 20) % 3 for i in decoded(x_labelled)]
+        assert y_labelled.sum() == y_labelled.max(-1).values.sum() == 8
+    assert sorted(i for batch, _, _ in seen for i in decoded(batch)) == list(range(50))
+    again = data.semi_supervised_batches(x, x[20:28], y, 10, seed=0, start=3)
+    for a, b in zip(next(again), seen[3], strict=True):
+        assert a.equal(b)
+
+
+def test_the_labelled_images_are_binarised_afresh_at_every_step():
+    grey = torch.full((4, 784), 128, dtype=torch.uint8)
+    (_, first, _), (_, second, _) = take(data.semi_supervised_batches(grey, grey, torch.arange(4), 2, seed=0), 2)
+    assert set(first.unique().tolist()) == {0.0, 1.0}
+    assert 0.4 < (first != second).float().mean() < 0.6
+
+
+def test_more_labelled_images_than_a_batch_come_in_shuffled_epochs():
+    x = coded(60)
+    seen = take(data.semi_supervised_batches(x, x[:30], torch.arange(30) % 10, 10, seed=0), 3)
+    assert all(len(batch[1]) == 10 for batch in seen)
+    assert sorted(i for batch in seen for i in decoded(batch[1])) == list(range(30))
+
+
+def test_a_semi_supervised_batch_larger_than_the_data_is_refused_at_once():
+    with pytest.raises(InputError, match="--batch_size 51 is more than the 50 training images"):
+        data.semi_supervised_batches(coded(50), coded(5), torch.arange(5), 51, seed=0)

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, LinearGaussian
+from conftest import ROOT, LabelledLinearGaussian, LinearGaussian
 from torch.distributions import Normal
 
 from codebase import evaluate
 from codebase.models.gmvae import GMVAE
+from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
 from codebase.utils import sample_gaussian
 
@@ -74,6 +75,50 @@ def test_bounds_and_effective_sample_size_from_their_definitions(monkeypatch):
     assert ess == pytest.approx((expected.mean().item(), expected.std().item() / 60**0.5, 60))
 
 
+def test_with_labels_summed_over_iwae_is_exact_at_the_true_posterior():
+    """Whatever the chunks: 130 images make chunks of 100 and 30; with three labels, 77 samples come six at a time."""
+    model = LabelledLinearGaussian()
+    x = model.draw(130)
+    bounds, ess = evaluate.iwae(model, (x,), (1, 10, 77))
+    assert ess == (pytest.approx(1), pytest.approx(0, abs=1e-9), 130)
+    for m, bound in bounds.items():
+        assert bound.mean == pytest.approx(-model.log_p(x).mean().item(), rel=1e-9), m
+        assert bound.se == pytest.approx(model.log_p(x).std().item() / 130**0.5, rel=1e-9)
+
+
+def test_with_labels_summed_over_iwae_agrees_with_the_models_own_bound():
+    model = LabelledLinearGaussian(shift=0.2, widen=1.5)
+    x = model.draw(300)
+    bounds, _ = evaluate.iwae(model, (x,), (1, 10, 100))
+    for m, bound in bounds.items():
+        draws = torch.stack([model.negative_iwae_bound(x, m)[0] for _ in range(200)])
+        assert abs(bound.mean - draws.mean().item()) < 4 * draws.std().item(), m
+    assert evaluate.elbo(model, (x,))["nelbo"].mean > bounds[1].mean > bounds[10].mean > bounds[100].mean
+
+
+def test_classify():
+    """log q(y|x) image by image, over chunks."""
+    model = SSVAE(z_dim=2)
+    x = torch.rand(2500, 784)
+    log_q = evaluate.classify(model, x)
+    torch.testing.assert_close(log_q, model.cls(x).log_softmax(-1))
+    assert not log_q.requires_grad
+
+
+def test_accuracy_its_binomial_error_and_the_confusion_matrix():
+    log_q = torch.tensor([[3.0, 1, 2], [0, 5, 1], [0, 1, 5], [2, 1, 0], [0, 1, 2]]).log_softmax(-1)
+    percent, confusion = evaluate.accuracy(log_q, torch.tensor([0, 1, 1, 2, 2]))
+    assert percent == (pytest.approx(60), pytest.approx(100 * (0.6 * 0.4 / 5) ** 0.5), 5)
+    assert confusion.tolist() == [[1, 0, 0], [0, 1, 1], [1, 0, 1]]  # row = true, column = predicted
+
+
+def test_mistakes_are_the_most_confident_ones():
+    """Images 1 and 2, of class 1, are taken for 2, the second with more confidence; 4 of class 0 for 1."""
+    log_q = torch.tensor([[3.0, 1, 2], [0, 1, 2], [0, 1, 5], [2, 1, 0], [0, 1, 0]]).log_softmax(-1)
+    worst = evaluate.mistakes(log_q, torch.tensor([0, 1, 1, 0, 0]))
+    assert worst.tolist() == [[-1, 4, -1], [-1, -1, 2], [-1, -1, -1]]
+
+
 def test_latent_units():
     """Two of three posterior means vary with the image, by 4 and 0.02; one by 0.005 only. KL unit by unit."""
     model = VAE(z_dim=3)
@@ -94,7 +139,7 @@ def test_a_mixture_has_no_kl_per_unit():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["vae.VAE", "gmvae.GMVAE"])
+@pytest.mark.parametrize("model", ["vae.VAE", "gmvae.GMVAE", "ssvae.SSVAE"])
 def test_memory_is_bounded_and_does_not_grow_with_the_number_of_samples(model):
     """On 100 images: IWAE-100 takes under 500 MB above the loaded process, and IWAE-5000 no more than that but for the
     log-weights, 4,900 x 100 x 4 bytes = 2 MB, and 50 MB of slack for the heap; the activations would be 1.5 GB."""

@@ -50,6 +50,15 @@ def test_numbers_that_only_some_runs_have_are_left_out(script, log):
     assert "| run | seed | subset NELBO |" in out
 
 
+def test_accuracies_are_in_percent(script, log):
+    for run, percent in enumerate((93.0, 94.0)):
+        accuracy = {"mean": percent, "se": 0.2, "n": 10_000}
+        log("ssvae_gw=001_cw=100", run, 1.0, test={"accuracy_percent": accuracy, "confusion": [[1]]})
+    _, out, _ = script("report.py")
+    assert "| run | seed | subset NELBO | test accuracy, % |" in out
+    assert "| mean of 2 | | 1.00 ± 0.00 | 93.50 ± 0.50 |" in out
+
+
 def test_unfinished_and_damaged_runs_are_named_and_left_out(script, log):
     log("vae_z=10", 0, 1.0)
     (log("vae_z=10", 1, 2.0) / "results.json").write_text('{"name": "x", "results": {}}')

@@ -16,6 +16,7 @@ from conftest import ROOT
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
 
 NUMBER = r"-?\d+\.\d\d ± \d+\.\d\d"
@@ -158,6 +159,127 @@ def test_the_gmvae_trains_resumes_and_evaluates(on_digits, folders, iw):
     assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}$", out, re.M)) == 2
     assert len(re.findall(rf"^Negative IWAE-10*: {NUMBER}$", out, re.M)) == 4
     assert re.search(r"^Active latent units: \d of 2$", out, re.M)
+
+
+def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
+    ssvae = partial(on_digits, "run_ssvae.py", "--z", 2, "--labels", 50)
+    code, out, _ = ssvae()
+    assert code == 0
+    checkpoints, logs = folders()
+    name = r"model=ssvae_gw=001_cw=100_z=2_labels=50_data=digits-[0-9a-f]{8}_batch=50_run=0000"
+    assert re.fullmatch(name, checkpoints.name)
+    terms = rf"^NELBO: {NUMBER}  KL_z: {NUMBER}  KL_y: {NUMBER}  Rec: {NUMBER}$"
+    assert len(re.findall(terms, out, re.M)) == 2
+    accuracy = re.fullmatch(r"Test set classification accuracy: (\d+\.\d\d) ± (\d+\.\d\d) %", out.splitlines()[-1])
+    record = json.loads((logs / "results.json").read_text())
+    test = record["results"]["test"]
+    confusion = np.array(test["confusion"])
+    assert confusion.sum(1).tolist() == [12] * 10
+    p = confusion.trace() / 120
+    assert test["accuracy_percent"] == {
+        "mean": 100 * p,
+        "se": pytest.approx(100 * (p * (1 - p) / 120) ** 0.5),
+        "n": 120,
+    }
+    assert [float(x) for x in accuracy.groups()] == pytest.approx([100 * p, test["accuracy_percent"]["se"]], abs=0.006)
+    assert len(record["results"]["subset"]["latent_units"]["kl"]) == 2
+
+    # The curves: what is trained on at every logged step, the test accuracy at every checkpoint.
+    shown = curves(logs)
+    generative, classifier = {"gen/elbo", "gen/kl_z", "gen/kl_y", "gen/rec"}, {"class/ce", "class/acc"}
+    assert set(shown) == {"train/loss", "test/acc"} | generative | classifier
+    assert [step for step, _ in shown["test/acc"]] == [20, 30]
+    assert shown["test/acc"][-1][1] == pytest.approx(p)
+    events = EventAccumulator(str(logs))
+    events.Reload()
+    assert set(events.Tags()["images"]) == {"samples", "mistakes"}
+    assert "test/confusion/text_summary" in events.Tags()["tensors"]
+
+    # The pictures: 10 x 20 and 10 x 10 tiles of 28 pixels; of a mistake a tile, of none black.
+    with Image.open(logs / "samples.png") as picture:
+        assert picture.size == (20 * 29 + 1, 10 * 29 + 1)
+    with Image.open(logs / "mistakes.png") as picture:
+        assert picture.size == (10 * 29 + 1, 10 * 29 + 1)
+        pixels = np.asarray(picture.convert("L"))
+    tiles = np.array(
+        [[pixels[29 * i + 1 : 29 * i + 29, 29 * j + 1 : 29 * j + 29].max() for j in range(10)] for i in range(10)]
+    )
+    off_diagonal = confusion * (1 - np.eye(10, dtype=int))
+    assert ((tiles > 0) == (off_diagonal > 0)).all()
+
+    final = weights(checkpoints, 30)
+    before = {tag: points for tag, points in shown.items() if tag != "test/acc"}
+    ssvae("--overwrite", 1, "--iter_max", 20)
+    ssvae("--resume", 1)
+    assert same(final, weights(checkpoints, 30))
+    assert {tag: curves(logs)[tag][-1:] for tag in before} == before
+    code, out, _ = ssvae("--train", 0)
+    assert code == 0
+    assert len(re.findall(rf"^Negative IWAE-10*: {NUMBER}$", out, re.M)) == 4
+    assert out.splitlines()[-1] == accuracy[0]
+
+
+def test_the_supervised_baseline(on_digits, folders):
+    """--gw 0 trains the classifier alone, and says nothing of the generative model, which has learned nothing."""
+    code, out, _ = on_digits("run_ssvae.py", "--gw", 0, "--iter_max", 100)
+    assert code == 0
+    assert "nats" not in out
+    assert "NELBO" not in out
+    assert float(re.search(r"accuracy: (\d+\.\d\d)", out)[1]) > 95
+    checkpoints, logs = folders()
+    assert checkpoints.name.startswith("model=ssvae_gw=000_cw=100_data=digits-")
+    assert set(curves(logs)) == {"train/loss", "class/ce", "class/acc", "test/acc"}
+    assert not (logs / "samples.png").exists()
+    torch.manual_seed(0)
+    assert weights(checkpoints, 100)["dec.net.0.weight"].equal(SSVAE().dec.net[0].weight)
+    assert set(json.loads((logs / "results.json").read_text())["results"]) == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("gw", "cw", "name"),
+    [("0.5", "100", "gw=0.5_cw=100"), ("2.0", "1e3", "gw=002_cw=1000"), ("1", "0", "gw=001_cw=000")],
+)
+def test_weights_of_the_loss_are_any_numbers_from_0_on(on_digits, folders, gw, cw, name):
+    assert on_digits("run_ssvae.py", "--gw", gw, "--cw", cw, "--iter_max", 2)[0] == 0
+    assert folders()[0].name.startswith(f"model=ssvae_{name}_data=digits-")
+
+
+def test_a_file_of_the_homeworks_ssvae_is_evaluated(on_digits, tmp_path):
+    """Its keys, with the constant y_prior that some editions saved: as the same weights without it."""
+    torch.save(SSVAE().state_dict() | {"y_prior": torch.tensor([0.1])}, tmp_path / "theirs.pt")
+    code, out, _ = on_digits("run_ssvae.py", "--train", 0, "--checkpoint", "theirs.pt", "--iw_eval", 2)
+    assert code == 0
+    assert "Negative IWAE-2: " in out
+    (logs,) = (tmp_path / "logs").iterdir()
+    model = SSVAE()
+    model.load_state_dict({k: v for k, v in torch.load(tmp_path / "theirs.pt").items() if k != "y_prior"})
+    with np.load(tmp_path / "digits.npz") as arrays:
+        x, y = torch.tensor(arrays["x_test"]).flatten(1) / 255, torch.tensor(arrays["y_test"])
+    percent = 100 * (model.cls(x).argmax(-1) == y).float().mean().item()
+    assert json.loads((logs / "results.json").read_text())["results"]["test"]["accuracy_percent"]["mean"] == (
+        pytest.approx(percent)
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (("--gw", -1), "--gw: '-1' is not a number from 0 on"),
+        (("--cw", "inf"), "--cw: 'inf' is not a number from 0 on"),
+        (("--cw", "much"), "--cw: 'much' is not a number from 0 on"),
+        (("--gw", 0, "--cw", 0), "--gw 0 --cw 0 leave nothing to train"),
+        (("--labels", 15), "--labels 15: as many of each of the 10 classes"),
+        (("--labels", 310), "of class 0 there are 30"),
+        (("--iw", 5), "unrecognized arguments: --iw"),
+        (("--batch_size", 301), "--batch_size 301 is more than the 300 training images"),
+    ],
+)
+def test_complaints_of_the_ssvae(on_digits, tmp_path, args, complaint):
+    code, _, err = on_digits("run_ssvae.py", *args)
+    assert code == 2
+    assert complaint in err
+    assert "Traceback" not in err
+    assert {path.name for path in tmp_path.iterdir()} == {"digits.npz"}
 
 
 def test_iw_eval_chooses_the_bounds_and_says_how_far_to_trust_them(vae, folders):

@@ -1,0 +1,86 @@
+"""Train and evaluate the semi-supervised VAE on MNIST with the labels of 100 images (homework, Problem 4).
+
+Commands:
+    python run_ssvae.py                      train 30,000 steps, then report the ELBO and the test accuracy
+    python run_ssvae.py --gw 0               the supervised baseline: the classifier alone, on the labelled images
+    python run_ssvae.py --train 0            load the newest checkpoint, report the negative IWAE bounds too
+    python run_ssvae.py --labels 1000        with 1,000 labelled images, chosen by the seed
+    tensorboard --logdir logs                the curves and pictures
+"""
+
+from functools import partial
+
+import torch
+
+from codebase import InputError, data, evaluate, pictures
+from codebase.experiment import (
+    confusion_table,
+    draw_styles,
+    open_run,
+    parse_flags,
+    report,
+    report_accuracy,
+    run_main,
+    train_or_load,
+    weight,
+    whole,
+)
+from codebase.models.ssvae import SSVAE
+
+FLAGS = [  # name, default, type, what it is
+    ("gw", 1, weight, "weight of the negative ELBO of all images in the loss; 0: the supervised baseline"),
+    ("cw", 100, weight, "weight of the classifier's cross-entropy on the labelled images in the loss"),
+    ("z", 64, whole(1), "dimension of the latent z"),
+    ("labels", 100, whole(1), "labelled images, as many of each class; 100 of MNIST are the homework's"),
+    ("iter_max", 30000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
+]
+
+
+def main():
+    # Flags, data, run.
+    flags = parse_flags(__doc__, FLAGS)
+    if flags.gw == flags.cw == 0:
+        raise InputError("--gw 0 --cw 0 leave nothing to train: give one of them a weight.")
+    images = data.load(flags.dataset, flags.data_dir)
+    labelled = data.labelled_subset(images, flags.labels, flags.seed)
+    run = open_run(run_model(flags), flags, images)
+    x_test, y_test = images.x_test.to(run.device) / 255, images.y_test.to(run.device)
+
+    # Model.
+    torch.manual_seed(flags.seed)
+    model = SSVAE(gen_weight=flags.gw, class_weight=flags.cw, z_dim=flags.z).to(run.device)
+
+    # Train or load, then report.
+    x, x_labelled = images.x_train.to(run.device), images.x_train[labelled].to(run.device)
+    y_labelled = images.y_train[labelled].to(run.device)
+    batches = partial(data.semi_supervised_batches, x, x_labelled, y_labelled, flags.batch_size, flags.seed)
+    train_or_load(run, model, batches, partial(draw, run, model, x_test, y_test))
+    report(run, model, data.binary_test_splits(images, run.device) if flags.gw else {})
+    report_accuracy(run, model, x_test, y_test)
+
+
+def run_model(flags):
+    """The model as it stands in the run's name, e.g. 'ssvae_gw=001_cw=100'."""
+    parts = ["ssvae", *(f"{name}={getattr(flags, name):0>3}" for name in ("gw", "cw"))]
+    return "_".join(parts + [f"{name}={getattr(flags, name)}" for name in ("z", "labels") if name in flags.off_default])
+
+
+def draw(run, model, x_test, y_test, writer, step):
+    """Twenty styles in every digit; the test images that are taken most confidently for another digit; the accuracy.
+
+    samples.png: row = digit, column = style z. mistakes.png: row = true digit, column = predicted digit.
+    """
+    if model.gen_weight:
+        draw_styles(run, model, model.every_y[:, 0], writer, step)
+    log_q = evaluate.classify(model, x_test)
+    worst = evaluate.mistakes(log_q, y_test)
+    tiles = x_test[worst.flatten()] * (worst.flatten() >= 0).to(x_test).unsqueeze(1)  # black where there is no mistake
+    pictures.show("mistakes", pictures.grid(tiles, run.data.shape, columns=len(worst)), run.logs, writer, step)
+    if writer is not None:
+        percent, confusion = evaluate.accuracy(log_q, y_test)
+        writer.add_scalar("test/acc", percent.mean / 100, step)
+        writer.add_text("test/confusion", confusion_table(confusion), step)
+
+
+if __name__ == "__main__":
+    run_main(main)

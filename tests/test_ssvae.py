@@ -1,0 +1,280 @@
+"""The SSVAE: its sums over labels against brute force, its bounds on a model whose log p(x) is known, its loss."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import LabelledLinearGaussian
+from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
+
+from codebase.models.ssvae import SSVAE
+from codebase.nns import MLP
+from codebase.utils import kl_normal
+
+
+def binary(n, dtype=torch.float32):
+    return torch.randint(0, 2, (n, 784)).to(dtype)
+
+
+def labels(*y, classes=10):
+    return F.one_hot(torch.tensor(y), classes).float()
+
+
+def given(model, x, y, eps):
+    """KL(q(z|x, y) || p(z)), log p(x|y, z), and log p(x, z|y) - log q(z|x, y), each (B,), for one y, from concatenated
+    inputs and torch.distributions. eps: (B, D), the noise of z."""
+    one_hot = torch.zeros(len(x), 10, dtype=x.dtype)
+    one_hot[:, y] = 1
+    m, h = model.enc.net(torch.cat([x, one_hot], 1)).chunk(2, 1)
+    q = Normal(m, ((1 + h.exp()).log() + 1e-8).sqrt())
+    p = Normal(torch.zeros((), dtype=x.dtype), 1)
+    z = q.mean + q.stddev * eps
+    log_x = Bernoulli(logits=model.dec.net(torch.cat([z, one_hot], 1))).log_prob(x).sum(-1)
+    return kl_divergence(q, p).sum(-1), log_x, log_x + p.log_prob(z).sum(-1) - q.log_prob(z).sum(-1)
+
+
+def test_terms_of_the_elbo_by_enumeration():
+    """Each label by itself, images and labels concatenated, weighted with q(y|x): image by image, in float64."""
+    model = SSVAE(z_dim=5).double()
+    x = binary(6, torch.float64)
+    q = Categorical(logits=model.cls.net(x))
+    torch.manual_seed(1)
+    terms = model.elbo_terms(x)
+    torch.manual_seed(1)
+    eps = torch.randn(10, 6, 5, dtype=torch.float64)  # label, image, dimension
+    kl_z = rec = torch.zeros(6, dtype=torch.float64)
+    for y in range(10):
+        kl, log_x, _ = given(model, x, y, eps[y])
+        kl_z = kl_z + q.probs[:, y] * kl
+        rec = rec - q.probs[:, y] * log_x
+    uniform = Categorical(logits=torch.zeros(10, dtype=torch.float64))
+    expected = {"kl_z": kl_z, "kl_y": kl_divergence(q, uniform), "rec": rec}
+    expected["nelbo"] = kl_z + expected["kl_y"] + rec
+    torch.testing.assert_close(terms, {name: expected[name] for name in terms})
+    torch.manual_seed(1)
+    bound = model.negative_elbo_bound(x)
+    torch.testing.assert_close(bound, tuple(expected[name].mean() for name in ("nelbo", "kl_z", "kl_y", "rec")))
+
+
+def test_the_iwae_bound_by_enumeration():
+    """-log sum_y p(y) (1/m) sum_i p(x, z_i|y) / q(z_i|x, y); kl + rec is the negative ELBO from the same samples."""
+    model = SSVAE(z_dim=5).double()
+    x = binary(6, torch.float64)
+    q = Categorical(logits=model.cls.net(x))
+    torch.manual_seed(1)
+    niwae, kl, rec = model.negative_iwae_bound(x, 7)
+    torch.manual_seed(1)
+    eps = torch.randn(7, 10, 6, 5, dtype=torch.float64)  # sample, label, image, dimension
+    p_x = elbo = expected_rec = 0
+    for y in range(10):
+        for i in range(7):
+            _, log_x, log_w = given(model, x, y, eps[i, y])
+            p_x = p_x + (log_w + 500).exp() / 7 / 10  # + 500: within float64's range
+            elbo = elbo + q.probs[:, y] / 7 * (log_w + math.log(1 / 10) - q.logits[:, y])
+            expected_rec = expected_rec - q.probs[:, y] / 7 * log_x
+    torch.testing.assert_close(niwae, -(p_x.log() - 500).mean())
+    torch.testing.assert_close(kl + rec, -elbo.mean())
+    torch.testing.assert_close(rec, expected_rec.mean())
+
+
+def test_labels_that_meet_their_own_columns_are_labels_concatenated():
+    """W [x, y] = W_x x + W_y y, to 1e-5 in float32, for a label each and for all of them, with the same gradients."""
+    net = MLP(784 + 10, 300, 20)
+    x = torch.rand(8, 784)
+    y = labels(0, 3, 9, 9, 1, 2, 7, 5)
+    every = torch.eye(10).unsqueeze(1)
+    each = [torch.cat([x, every[c].expand(8, 10)], 1) for c in range(10)]
+    for ours, expected in (
+        (net(x, y), net.net(torch.cat([x, y], 1))),
+        (net(x, every), torch.stack([net.net(inputs) for inputs in each])),
+    ):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+        gradients, references = (torch.autograd.grad(h.square().mean(), net.parameters()) for h in (ours, expected))
+        for gradient, reference in zip(gradients, references, strict=True):
+            torch.testing.assert_close(gradient, reference, rtol=0, atol=1e-5)
+
+
+def test_an_image_is_multiplied_once_for_all_labels():
+    """Multiplications of the first layers: B x 784 for the encoder, C x B x D for the decoder, counted."""
+    model = SSVAE(z_dim=5)
+    rows = []
+    linear = F.linear
+
+    def counting(inputs, weight, bias=None):
+        rows.append((inputs[..., 0].numel(), weight.shape[1]))
+        return linear(inputs, weight, bias)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "linear", counting)
+        model.elbo_terms(binary(8))
+    assert rows.count((8, 784)) == 2  # the encoder's first layer, and the classifier's
+    assert max(width for n, width in rows if n == 80) == 300
+    assert (80, 5) in rows
+
+
+def test_at_the_true_posterior_given_y_the_iwae_bound_is_log_p_exactly():
+    """p(x, z|y) / q(z|x, y) = p(x|y) for every z then, and the sum over y is exact, whatever the classifier says."""
+    model = LabelledLinearGaussian()
+    x = model.draw(100)
+    for m in (1, 4):
+        torch.testing.assert_close(model.negative_iwae_bound(x, m)[0], -model.log_p(x).mean(), rtol=1e-9, atol=0)
+
+
+def test_elbo_below_iwae_below_log_p():
+    """ELBO <= L_1 <= L_5 <= L_50 <= log p(x), averaged over images and draws, each gap well above its noise."""
+    model = LabelledLinearGaussian(shift=0.1, widen=1.5)
+    x = model.draw(2000)
+    bounds = [-model.negative_elbo_bound(x)[0].item()]
+    bounds += [-model.negative_iwae_bound(x, m)[0].item() for m in (1, 5, 50)] + [model.log_p(x).mean().item()]
+    assert sorted(bounds) == bounds
+    assert min(bounds[1] - bounds[0], bounds[2] - bounds[1]) > 0.05
+    assert 0 < bounds[4] - bounds[3] < 0.05
+
+
+def test_the_negative_elbo_is_the_kl_to_the_true_posterior_above_minus_log_p():
+    """-ELBO = -log p(x) + KL(q(y|x) || p(y|x)) + E_q(y|x) KL(q(z|x, y) || p(z|x, y)): within four standard errors."""
+    model = LabelledLinearGaussian(shift=0.1, widen=1.5)
+    x = model.draw(20)
+    log_q, log_p_y = model.log_q_y(x), model.log_p_given_y(x).T.log_softmax(-1)  # (B, C)
+    kl_y = kl_divergence(Categorical(logits=log_q), Categorical(logits=log_p_y))
+    kl_z = kl_normal(*model.posterior(x), *model.given_y.true_posterior(x - model.every_y @ model.offsets))  # (C, B)
+    exact = -model.log_p(x) + kl_y + (log_q.exp().T * kl_z).sum(0)
+    draws = torch.stack([model.elbo_terms(x)["nelbo"] for _ in range(4000)])
+    error = draws.std(0) / 4000**0.5
+    assert ((draws.mean(0) - exact).abs() < 4 * error).all()
+    assert (error < 0.1).all()
+
+
+@pytest.mark.parametrize(("gw", "cw"), [(1, 100), (0.5, 3)])
+def test_the_loss(gw, cw):
+    """gw (-ELBO) of all images + cw cross-entropy of the labelled ones, and a gradient for every parameter."""
+    model = SSVAE(gen_weight=gw, class_weight=cw)
+    x, x_labelled, y = binary(8), binary(5), labels(3, 1, 4, 1, 5)
+    torch.manual_seed(1)
+    loss, summaries = model.loss(x, x_labelled, y)
+    torch.manual_seed(1)
+    nelbo, kl_z, kl_y, rec = model.negative_elbo_bound(x)
+    log_q = model.log_q_y(x_labelled)
+    ce = F.cross_entropy(model.cls(x_labelled), y.argmax(-1))
+    torch.testing.assert_close(loss, gw * nelbo + cw * ce)
+    hits = sum(int(row.argmax()) == c for row, c in zip(log_q, (3, 1, 4, 1, 5), strict=True))
+    expected = {"class/ce": ce, "class/acc": torch.tensor(hits / 5)}
+    expected |= {"gen/elbo": -nelbo, "gen/kl_z": kl_z, "gen/kl_y": kl_y, "gen/rec": rec}
+    torch.testing.assert_close(summaries, expected)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_the_classifier_learns_from_both_terms():
+    """The gradient of q(y|x) has the label's part and, through the expectation over y, the unlabelled images' part."""
+    model = SSVAE(class_weight=0)
+    model.loss(binary(8), binary(5), labels(3, 1, 4, 1, 5))[0].backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.cls.parameters())
+
+
+def test_with_gw_0_nothing_generative_is_computed(monkeypatch):
+    model = SSVAE(gen_weight=0)
+    monkeypatch.setattr(model, "negative_elbo_bound", None)
+    loss, summaries = model.loss(binary(8), binary(5), labels(3, 1, 4, 1, 5))
+    assert set(summaries) == {"class/ce", "class/acc"}
+    assert loss == 100 * summaries["class/ce"]
+    loss.backward()
+    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {"cls"}
+
+
+def test_it_learns_digits_from_two_labels_each():
+    """Ten bars, one a digit, of which 20 are labelled: nearly all are told apart, and the ELBO rises."""
+
+    def bars(n):
+        y = torch.arange(n) % 10
+        x = (torch.rand(n, 28, 28) < 0.05).float()
+        for i, c in enumerate(y.tolist()):
+            x[i, :, 2 * c + 4 : 2 * c + 7] = 1
+        return x.flatten(1), y
+
+    model = SSVAE(z_dim=4)
+    (x_labelled, y_labelled), (x_test, y_test) = bars(20), bars(200)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss, summaries = model.loss(bars(50)[0], x_labelled, F.one_hot(y_labelled, 10).float())
+        loss.backward()
+        optimizer.step()
+        losses.append(-summaries["gen/elbo"].item())
+    assert losses[0] > 500
+    assert losses[-1] < 250
+    assert (model.log_q_y(x_test).argmax(-1) == y_test).float().mean() > 0.95
+
+
+def test_state_dict_has_the_keys_of_the_homeworks_files():
+    shapes = {key: tuple(value.shape) for key, value in SSVAE().state_dict().items()}
+    linear = {
+        "enc.net.0": (300, 794),
+        "enc.net.2": (300, 300),
+        "enc.net.4": (128, 300),
+        "dec.net.0": (300, 74),
+        "dec.net.2": (300, 300),
+        "dec.net.4": (784, 300),
+        "cls.net.0": (300, 784),
+        "cls.net.2": (300, 300),
+        "cls.net.4": (10, 300),
+    }
+    expected = {"z_prior_m": (1,), "z_prior_v": (1,)}
+    for name, shape in linear.items():
+        expected |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    assert shapes == expected
+
+
+def test_the_classifier_is_three_layers_with_relu_and_built_last():
+    torch.manual_seed(3)
+    encoder, decoder, classifier = MLP(794, 300, 128), MLP(74, 300, 784), torch.nn.Linear(784, 300)
+    torch.manual_seed(3)
+    model = SSVAE()
+    assert model.enc.net[2].weight.equal(encoder.net[2].weight)
+    assert model.dec.net[2].weight.equal(decoder.net[2].weight)
+    assert model.cls.net[0].weight.equal(classifier.weight)
+    x = h = torch.rand(5, 784)
+    for i in (0, 2, 4):
+        h = h @ model.cls.net[i].weight.T + model.cls.net[i].bias
+        h = h.clamp(min=0) if i < 4 else h
+    torch.testing.assert_close(model.log_q_y(x), (h.exp() / h.exp().sum(-1, keepdim=True)).log())
+
+
+def test_samples_and_reconstructions():
+    """A decoder that ignores z and lights pixel y alone: every digit one time in ten; reconstructions at argmax q."""
+    model = SSVAE(z_dim=3)
+    with torch.no_grad():
+        for layer in model.dec.net[::2]:
+            layer.weight.zero_()
+            layer.bias.zero_()
+        model.dec.net[0].weight[:10, 3:] = torch.eye(10)
+        model.dec.net[2].weight[:10, :10] = torch.eye(10)
+        model.dec.net[4].weight[:10, :10] = 40 * torch.eye(10)
+        model.dec.net[4].bias.fill_(-20)
+        x = model.sample_x(4000)
+        assert (x.sum(-1) == 1).all()
+        assert (x[:, :10].mean(0) - 0.1).abs().max() < 0.02
+        images = model.mean_x(torch.randn(7, 3))  # every label: (C, n, X)
+        assert images.shape == (10, 7, 784)
+        assert (images.argmax(-1) == torch.arange(10)[:, None]).all()
+        test = binary(9)
+        assert (model.reconstruct(test).argmax(-1) == model.log_q_y(test).argmax(-1)).all()
+        assert (model.reconstruct(test, labels(*[6] * 9)).argmax(-1) == 6).all()
+
+
+def test_latent_units_are_averaged_over_the_labels():
+    model = SSVAE(z_dim=3).double()
+    x = binary(6, torch.float64)
+    mean, kl = model.latent_units(x)
+    q = model.log_q_y(x).exp()
+    expected_mean = expected_kl = 0
+    for y in range(10):
+        m, v = model.posterior(x, F.one_hot(torch.full((6,), y), 10).double())
+        expected_mean = expected_mean + q[:, y, None] * m
+        expected_kl = expected_kl + q[:, y, None] * kl_divergence(Normal(m, v.sqrt()), Normal(0.0, 1.0))
+    torch.testing.assert_close((mean, kl), (expected_mean, expected_kl))
+    torch.testing.assert_close(kl.sum(-1), model.elbo_terms(x)["kl_z"])
