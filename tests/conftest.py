@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
 from codebase.utils import log_mean_exp, log_normal
@@ -30,13 +31,13 @@ def mnist_dir():
     return folder
 
 
-def save_digits(path, n_train=300, n_test=120, seed=0):
-    """An .npz of blurred blobs that tell their labels: a bar whose place is the label, with noise."""
+def save_digits(path, n_train=300, n_test=120, seed=0, colour=False):
+    """An .npz of images that tell their labels: a bar whose place is the label, with noise; grey 28, or colour 32."""
     random = np.random.RandomState(seed)
     arrays = {}
     for split, n in (("train", n_train), ("test", n_test)):
         y = np.arange(n) % 10
-        x = random.randint(0, 40, (n, 28, 28))
+        x = random.randint(0, 40, (n, 32, 32, 3) if colour else (n, 28, 28))
         for i, label in enumerate(y):
             x[i, 4:24, 2 * label + 4 : 2 * label + 7] += 200
         arrays |= {f"x_{split}": x.astype(np.uint8), f"y_{split}": y}
@@ -48,6 +49,12 @@ def save_digits(path, n_train=300, n_test=120, seed=0):
 def digits(tmp_path):
     """The path of a small .npz data set, in tmp_path."""
     return save_digits(tmp_path / "digits.npz")
+
+
+@pytest.fixture
+def colour_digits(tmp_path):
+    """The same in colour."""
+    return save_digits(tmp_path / "digits.npz", colour=True)
 
 
 @pytest.fixture
@@ -139,3 +146,28 @@ class LabelledLinearGaussian(SSVAE):
     def log_p(self, x):
         """log p(x). (n,)"""
         return log_mean_exp(self.log_p_given_y(x), dim=0)
+
+
+class ConditionalLinearGaussian(FSVAE):
+    """An FSVAE whose log p(x|y) is known: given y, x less an offset of that label is as in LinearGaussian."""
+
+    def __init__(self, classes=3, **linear_gaussian):
+        super().__init__(z_dim=3, classes=classes)
+        self.given_y = LinearGaussian(**linear_gaussian)
+        self.offsets = torch.randn(classes, 6, dtype=torch.float64)
+        self.double()
+
+    def posterior(self, x, y):
+        return self.given_y.posterior(x - y @ self.offsets)
+
+    def log_likelihood(self, x, z, y):
+        return self.given_y.log_likelihood(x - y @ self.offsets, z)
+
+    def draw(self, n):
+        """n images from p(x|y), of labels that are drawn: (x, y)."""
+        y = torch.eye(len(self.offsets), dtype=torch.float64)[torch.randint(len(self.offsets), (n,))]
+        return self.given_y.draw(n) + y @ self.offsets, y
+
+    def log_p(self, x, y):
+        """log p(x|y). (n,)"""
+        return self.given_y.log_p(x - y @ self.offsets)
