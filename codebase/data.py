@@ -89,20 +89,35 @@ def load(dataset, data_dir):
     dataset: 'mnist' (from data_dir, or downloaded to it, never another), 'auto' (the same, and where that fails the
     glyphs, said loudly), 'glyphs', or the path of an .npz file. Raises InputError, with nothing written.
     """
+    return choose(dataset, "mnist", GREY, lambda: read_mnist(Path(data_dir)))
+
+
+def load_svhn(dataset, data_dir, split):
+    """The data set of that name, of colour 32 x 32 images: as `load`, with 'svhn' for 'mnist'.
+
+    split: which of SVHN's files are the training images: 'extra', 'train', or 'train+extra'.
+    """
+    return choose(dataset, "svhn", COLOUR, lambda: read_svhn(Path(data_dir), split))
+
+
+def choose(dataset, real, shape, read):
+    """The data set of a name: the real one, of that name, by read(); glyphs; or the images of an .npz file."""
     if dataset.endswith(".npz"):
-        return read_npz(Path(dataset), GREY)
+        return read_npz(Path(dataset), shape)
     if dataset == "glyphs":
-        return draw_glyphs(GREY)
-    if dataset not in ("auto", "mnist"):
-        raise InputError(f"--dataset {dataset}: the choices are auto, mnist, glyphs, and the path of an .npz file.")
+        return draw_glyphs(shape)
+    if dataset not in ("auto", real):
+        raise InputError(f"--dataset {dataset}: the choices are auto, {real}, glyphs, and the path of an .npz file.")
     try:
-        return read_mnist(Path(data_dir))
+        return read()
     except DownloadError as error:
-        if dataset == "mnist":
+        if dataset == real:
             raise
         line = "!" * 100
-        print(f"{line}\n{error}\nUSING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not MNIST's.\n{line}")
-        return draw_glyphs(GREY)
+        print(
+            f"{line}\n{error}\nUSING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not {real.upper()}'s.\n{line}"
+        )
+        return draw_glyphs(shape)
 
 
 def to_data(name, origin, shape, x_train, y_train, x_test, y_test):
@@ -160,33 +175,101 @@ def read_mnist_file(raw, name, header, size, sha256):
 
 
 def download_mnist(data_dir):
-    """Put MNIST's files into data_dir/MNIST/raw through torchvision, checked by its checksums, all or nothing.
+    """Put MNIST's files into data_dir/MNIST/raw through torchvision, checked by its checksums. Raises DownloadError."""
 
-    A server that sends no byte for 20 s is given up. Raises DownloadError.
+    def fetch(folder):
+        from torchvision.datasets import MNIST  # here, because importing it takes a second
+
+        with contextlib.redirect_stdout(io.StringIO()):  # its list of failed mirrors; the last one is in the error
+            MNIST(folder, download=True)
+        return Path(folder, "MNIST", "raw").glob("*.gz")
+
+    download("MNIST", [f"{name}.gz" for name, *_ in MNIST_FILES], data_dir / "MNIST" / "raw", data_dir, fetch)
+
+
+def download(what, names, target, data_dir, fetch):
+    """Put files into the folder `target`, within data_dir, all or none of them.
+
+    names: the files', for the error; fetch(folder) -> the paths of the files, which it has put into an empty folder and
+    checked. A server that sends no byte for 20 s is given up. Raises DownloadError.
     """
-    raw = data_dir / "MNIST" / "raw"
     patience = socket.getdefaulttimeout()
     beside = next(path for path in [data_dir.absolute(), *data_dir.absolute().parents] if path.is_dir())
     try:
         socket.setdefaulttimeout(20)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=beside) as folder:
-            from torchvision.datasets import MNIST  # here, because importing it takes a second
-
-            print(f"downloading  MNIST to {raw}", flush=True)
-            with contextlib.redirect_stdout(io.StringIO()):  # its list of failed mirrors; the last one is in the error
-                MNIST(folder, download=True)
-            raw.mkdir(parents=True, exist_ok=True)
-            for path in Path(folder, "MNIST", "raw").glob("*.gz"):
-                shutil.move(path, raw / path.name)
+            print(f"downloading  {what} to {target}", flush=True)
+            paths = list(fetch(folder))
+            target.mkdir(parents=True, exist_ok=True)
+            for path in paths:
+                shutil.move(path, target / path.name)
     except (OSError, EOFError, RuntimeError, ValueError, zlib.error, http.client.HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        files = ", ".join(f"{name}.gz" for name, *_ in MNIST_FILES)
         raise DownloadError(
-            f"MNIST could not be downloaded ({reason}). Put its files ({files}) into {raw}, "
+            f"{what} could not be downloaded ({reason}). Put its files ({', '.join(names)}) into {target}, "
             "or say where they are with --data_dir."
         ) from error
     finally:
         socket.setdefaulttimeout(patience)
+
+
+# SVHN
+
+SVHN_SPLITS = {"extra": ["extra"], "train": ["train"], "train+extra": ["train", "extra"]}
+SVHN_ROWS = 4096  # images that are turned at a time, so that there is never a second copy of all
+
+
+def read_svhn(data_dir, split):
+    """SVHN from torchvision's layout, data_dir/{train,extra,test}_32x32.mat; downloaded where one is missing.
+
+    split: the training images. Raises InputError for a file that is not SVHN's, and DownloadError.
+    """
+    train = SVHN_SPLITS[split]
+    names = [f"{part}_32x32.mat" for part in (*train, "test")]
+    missing = [name for name in names if not (data_dir / name).is_file()]
+    if missing:
+        download_svhn(data_dir, missing)
+    *parts, test = (read_svhn_file(data_dir / name) for name in names)
+    x_train, y_train = parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
+    return Data("svhn", f"SVHN, {split}, from {data_dir}", COLOUR, x_train, y_train, *test)
+
+
+def read_svhn_file(path):
+    """The images (N, 3072) and labels (N,) of one of SVHN's files. Its checksum says that it is genuine.
+
+    The file holds X, (32, 32, 3, N) uint8: row, column, channel, image; and y, (N, 1), with 10 for the digit 0.
+    """
+    import scipy.io  # here, because only SVHN needs it
+    from torchvision.datasets import SVHN
+    from torchvision.datasets.utils import check_md5
+
+    md5 = {name: md5 for _, name, md5 in SVHN.split_list.values()}[path.name]
+    if not check_md5(path, md5):
+        raise InputError(
+            f"{path} is not SVHN's file of that name, or damaged: delete it and it will be downloaded again."
+        )
+    content = scipy.io.loadmat(path, variable_names=["X", "y"])
+    x = np.require(content.pop("X"), np.uint8, ["F", "W"]).T  # (N, 3, column, row), in the order of memory
+    for i in range(0, len(x), SVHN_ROWS):
+        rows = x[i : i + SVHN_ROWS]
+        rows[:] = rows.swapaxes(2, 3).copy()  # (n, 3, row, column)
+    y = content["y"].ravel().astype(np.int64) % CLASSES
+    return torch.from_numpy(x).flatten(1), torch.from_numpy(y)
+
+
+def download_svhn(data_dir, names):
+    """Put files of SVHN into data_dir, from torchvision's address, checked by its checksums. Raises DownloadError."""
+
+    def fetch(folder):
+        from torchvision.datasets import SVHN
+        from torchvision.datasets.utils import download_url
+
+        for url, name, md5 in SVHN.split_list.values():
+            if name in names:
+                download_url(url, folder, name, md5)
+        return Path(folder).glob("*.mat")
+
+    download("SVHN", names, data_dir, data_dir, fetch)
 
 
 # Images of one's own
@@ -335,6 +418,14 @@ def binary_batches(x, batch_size, seed, start=0):
     return ((binarise(rows),) for (rows,) in batches((x,), batch_size, seed, start))
 
 
+def labelled_batches(x, y, batch_size, seed, start=0):
+    """Endless batches (x, y) of images in [0, 1] with their labels as one-hot rows, otherwise as `batches`.
+
+    x: (N, X) uint8; y: (N,) int64. Yields (B, X) and (B, C), both float32.
+    """
+    return ((scaled(rows), one_hot(labels)) for rows, labels in batches((x, y), batch_size, seed, start))
+
+
 def semi_supervised_batches(x, x_labelled, y_labelled, batch_size, seed, start=0):
     """Endless batches (x, x_labelled, y_labelled), all images freshly binarised, otherwise as `batches`.
 
@@ -347,6 +438,11 @@ def semi_supervised_batches(x, x_labelled, y_labelled, batch_size, seed, start=0
     return ((binarise(rows), binarise(rows_labelled), y) for (rows,), (rows_labelled, y) in both)
 
 
+def scaled(x):
+    """uint8 values as float32 in [0, 1]."""
+    return x.float() / 255
+
+
 def one_hot(y):
     """Labels (N,) int64 as rows (N, C), float32."""
     return torch.nn.functional.one_hot(y, CLASSES).float()
@@ -356,3 +452,10 @@ def binary_test_splits(data, device):
     """The test images that bounds are reported on, binarised once: {'subset': (x,), 'test': (x,)}, x float32."""
     splits = {"subset": data.x_test[test_subset(data)], "test": data.x_test}
     return {name: (binarise_once(x).float().to(device),) for name, x in splits.items()}
+
+
+def labelled_test_splits(data, device):
+    """The test images that bounds are reported on: {'subset': (x, y), 'test': (x, y)}, x uint8, y one-hot rows."""
+    subset = test_subset(data)
+    splits = {"subset": (data.x_test[subset], data.y_test[subset]), "test": (data.x_test, data.y_test)}
+    return {name: (x.to(device), one_hot(y).to(device)) for name, (x, y) in splits.items()}
