@@ -44,7 +44,7 @@ def main():
     images = data.load(flags.dataset, flags.data_dir)
     labelled = data.labelled_subset(images, flags.labels, flags.seed)
     run = open_run(run_model(flags), flags, images)
-    x_test, y_test = images.x_test.to(run.device) / 255, images.y_test.to(run.device)
+    x_test, y_test = images.x_test.to(run.device), images.y_test.to(run.device)
 
     # Model.
     torch.manual_seed(flags.seed)
@@ -74,7 +74,8 @@ def draw(run, model, x_test, y_test, writer, step):
         draw_styles(run, model, model.every_y[:, 0], writer, step)
     log_q = evaluate.classify(model, x_test)
     worst = evaluate.mistakes(log_q, y_test)
-    tiles = x_test[worst.flatten()] * (worst.flatten() >= 0).to(x_test).unsqueeze(1)  # black where there is no mistake
+    there = (worst.flatten() >= 0).to(run.device)
+    tiles = data.scaled(x_test[worst.flatten()]) * there.unsqueeze(1)  # black where there is no mistake
     pictures.show("mistakes", pictures.grid(tiles, run.data.shape, columns=len(worst)), run.logs, writer, step)
     if writer is not None:
         percent, confusion = evaluate.accuracy(log_q, y_test)

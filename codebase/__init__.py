@@ -3,6 +3,7 @@
 The rooms, each of which imports only from those below it:
 
     experiment                        flags, run names and folders, device, results.json
+    content                           do generated images show their labels?
     train, evaluate, pictures         the loop; bounds with standard errors; grids of images
     checkpoints, data, glyphs         files: weights and training states; data sets; the built-in digits
     models.vae, ...                   one model = its densities and bounds
@@ -17,6 +18,7 @@ LABELS = {  # how numbers are called where they are printed
     "kl_y": "KL_y",
     "rec": "Rec",
     "accuracy_percent": "accuracy, %",
+    "classifier_percent": "classifier's accuracy, %",
 }
 
 

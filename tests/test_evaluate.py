@@ -6,10 +6,11 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, LabelledLinearGaussian, LinearGaussian
+from conftest import ROOT, ConditionalLinearGaussian, LabelledLinearGaussian, LinearGaussian
 from torch.distributions import Normal
 
 from codebase import evaluate
+from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
@@ -94,6 +95,36 @@ def test_with_labels_summed_over_iwae_agrees_with_the_models_own_bound():
         draws = torch.stack([model.negative_iwae_bound(x, m)[0] for _ in range(200)])
         assert abs(bound.mean - draws.mean().item()) < 4 * draws.std().item(), m
     assert evaluate.elbo(model, (x,))["nelbo"].mean > bounds[1].mean > bounds[10].mean > bounds[100].mean
+
+
+def test_given_labels_iwae_is_exact_at_the_true_posterior():
+    model = ConditionalLinearGaussian()
+    x, y = model.draw(130)
+    bounds, _ = evaluate.iwae(model, (x, y), (1, 77))
+    for m, bound in bounds.items():
+        assert bound.mean == pytest.approx(-model.log_p(x, y).mean().item(), rel=1e-9), m
+        assert bound.se == pytest.approx(model.log_p(x, y).std().item() / 130**0.5, rel=1e-9)
+
+
+def test_images_of_bytes_are_scaled():
+    """The same numbers from uint8 images as from those in [0, 1]; labels as they are."""
+    model = FSVAE()
+    x, y = torch.randint(0, 256, (30, 3072), dtype=torch.uint8), torch.eye(10)[torch.arange(30) % 10]
+    assert evaluate.elbo(model, (x, y)) == evaluate.elbo(model, (x / 255, y))
+    assert evaluate.iwae(model, (x, y), (1, 5)) == evaluate.iwae(model, (x / 255, y), (1, 5))
+
+
+def test_bits_per_dimension():
+    """Of values k / 255 under N(mu, 0.1): minus the base-2 log of the probability of [k - 1/2, k + 1/2] / 255, to 1e-5
+    bits, averaged over the dimensions; and a standard error in the same unit."""
+    p = Normal(torch.rand(4, 50, dtype=torch.float64), 0.1**0.5)
+    k = torch.randint(0, 256, (4, 50))
+    nats = evaluate.over_images(-p.log_prob(k / 255).sum(-1))
+    exact = -(p.cdf((k + 0.5) / 255) - p.cdf((k - 0.5) / 255)).log2().mean(-1)
+    bits = evaluate.bits_per_dimension(nats, 50)
+    assert bits.mean == pytest.approx(exact.mean().item(), abs=1e-5)
+    assert bits.se == pytest.approx(exact.std().item() / 4**0.5, abs=1e-5)
+    assert bits.n == 4
 
 
 def test_classify():
