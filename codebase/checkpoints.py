@@ -54,6 +54,15 @@ def save(folder, step, model, optimizer, flags):
     write_atomically(folder / "training.pt", lambda file: torch.save(state, file))
 
 
+def prune(folder, keep, iter_save):
+    """Delete all checkpoints but the newest `keep` of those every iter_save steps, and the newest of all."""
+    done = steps(folder)
+    kept = {*[step for step in done if step % iter_save == 0][-keep:], *done[-1:]}
+    for step in done:
+        if step not in kept:
+            weights_path(folder, step).unlink()
+
+
 def random_state():
     """The states of torch's random number generators: the CPU's, and CUDA's or MPS's where there is one."""
     state = {"cpu": torch.get_rng_state()}

@@ -1,11 +1,13 @@
 """What the run scripts share: flags, run names and folders, device, the course of a run, the report, results.json."""
 
 import argparse
+import contextlib
 import datetime
 import json
 import math
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import zlib
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from tensorboardX import SummaryWriter
 
-from codebase import LABELS, InputError, checkpoints, evaluate, pictures
+from codebase import LABELS, InputError, checkpoints, content, evaluate, pictures
 from codebase.data import Data
 from codebase.train import NonFiniteError, adam, train
 
@@ -71,11 +73,24 @@ def sample_counts(text):
     return sorted({int(count) for count in counts})
 
 
-def switch(text):
-    """A flag's type: 0 or 1."""
-    if text not in ("0", "1"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not 0 or 1")
-    return int(text)
+def choice(*names):
+    """A flag's type: one of these words."""
+
+    def parse(text):
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {', '.join(names[:-1])} or {names[-1]}")
+        return text
+
+    return parse
+
+
+def one_of(*numbers):
+    """A flag's type: one of these whole numbers."""
+    word = choice(*map(str, numbers))
+    return lambda text: int(word(text))
+
+
+switch = one_of(0, 1)
 
 
 SHARED_FLAGS = [  # name, default, type, what it is
@@ -83,12 +98,18 @@ SHARED_FLAGS = [  # name, default, type, what it is
     ("data_dir", "data", str, "folder of the data sets, as torchvision lays them out"),
     ("iter_max", 20000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
     ("iter_save", 10000, whole(1), "training steps between two checkpoints"),
+    ("keep", 0, whole(0), "checkpoints to keep, the newest, beside that of the last step; 0: all"),
     ("run", 0, whole(0), "number of the run: another run of the same experiment, in a folder of its own"),
     ("seed", None, whole(0), "random seed (default: the number of the run)"),
-    ("train", 1, int, "1: train, then report the ELBO; 2: and the IWAE bounds; 0: load a checkpoint, report both"),
+    (
+        "train",
+        1,
+        one_of(0, 1, 2),
+        "1: train, then report the ELBO; 2: and the IWAE bounds; 0: load a checkpoint, report both",
+    ),
     ("full", 0, switch, "1: the IWAE bounds also on the whole test set, which takes longer"),
     ("iw_eval", "1,10,100,1000", sample_counts, "the IWAE bounds to report: numbers of samples, comma-separated"),
-    ("device", "auto", str, "auto, cpu, cuda or mps"),
+    ("device", "auto", choice("auto", "cpu", "cuda", "mps"), "auto, cpu, cuda or mps"),
     ("batch_size", 100, whole(1), "images in a training step"),
     ("lr", 1e-3, positive, "learning rate of Adam"),
     ("resume", 0, switch, "1: go on from the last checkpoint of this run"),
@@ -97,7 +118,6 @@ SHARED_FLAGS = [  # name, default, type, what it is
 ]
 # Of the models that can be trained on their IWAE bound.
 IW = ("iw", 1, whole(1), "train on the IWAE bound with that many importance samples; 1 is the ELBO")
-CHOICES = {"train": (0, 1, 2), "device": ("auto", "cpu", "cuda", "mps")}
 
 
 def parse_flags(description, own_flags, argv=None):
@@ -112,7 +132,7 @@ def parse_flags(description, own_flags, argv=None):
     table = {flag[0]: flag for flag in [*own_flags, *SHARED_FLAGS]} | {flag[0]: flag for flag in own_flags}
     for name, default, kind, what in table.values():
         text = what if default is None else f"{what} (default: {default})"
-        parser.add_argument(f"--{name}", type=kind, choices=CHOICES.get(name), help=text, metavar=name.upper())
+        parser.add_argument(f"--{name}", type=kind, help=text, metavar=name.upper())
     flags = parser.parse_args(argv)
     flags.step = flags.iter_max
     flags.off_default = set()
@@ -169,10 +189,10 @@ class Run(NamedTuple):
     record: dict  # what results.json holds
 
 
-def run_name(model, flags, data, usual_data="mnist"):
+def run_name(model, flags, data, usual_data):
     """The run's name: model, what is off its default and changes the experiment, number of the run.
 
-    So no two experiments share a folder. model: e.g. 'vae_z=10'.
+    So no two experiments share a folder. model: e.g. 'vae_z=10'; usual_data: the data set that goes without saying.
     """
     parts = [f"model={model}"]
     if data.name != usual_data:
@@ -188,13 +208,13 @@ def run_name(model, flags, data, usual_data="mnist"):
     return "_".join([*parts, f"run={flags.run:04d}"])
 
 
-def open_run(model, flags, data):
+def open_run(model, flags, data, usual_data="mnist"):
     """The run of a model, e.g. 'vae_z=10', on its data. Prints what it is and where things go; writes nothing.
 
     Raises InputError where there is no such device, and where training would destroy a run that is there already.
     """
     device, device_in_words = choose_device(flags.device)
-    name = run_name(model, flags, data)
+    name = run_name(model, flags, data, usual_data)
     if flags.checkpoint is not None:
         path = Path(flags.checkpoint)
         if not path.is_file():
@@ -320,6 +340,8 @@ def train_or_load(run, model, batches, draw):
 
         def save(step):
             checkpoints.save(run.checkpoints, step, model, optimizer, run.record["flags"])
+            if run.flags.keep:
+                checkpoints.prune(run.checkpoints, run.flags.keep, run.flags.iter_save)
             with evaluate.evaluating(model):
                 draw(writer, step)
 
@@ -327,8 +349,8 @@ def train_or_load(run, model, batches, draw):
             for tag, value in values.items():
                 writer.add_scalar(tag, value, step)
 
-        try:
-            seconds = train(
+        with asked_to_stop() as signals:
+            step, seconds = train(
                 model,
                 stream,
                 optimizer,
@@ -337,17 +359,13 @@ def train_or_load(run, model, batches, draw):
                 iter_save=run.flags.iter_save,
                 save=save,
                 log=log,
+                stop=lambda: bool(signals),
             )
-        except KeyboardInterrupt:
-            done = checkpoints.steps(run.checkpoints)
-            there = f"step {done[-1]:,} is saved, --resume 1 goes on from it" if done else "no checkpoint is saved yet"
-            print(f"\nstopped: {there}")
-            raise
-    trained = run.flags.iter_max - start
+    trained = step - start
     if trained > 0:
         print(f"trained {trained:,} steps in {seconds:.0f} s, {trained / seconds:.0f} a second")
         earlier = before.get("trained") or {"steps": 0, "seconds": 0}
-        run.record["step"] = run.flags.iter_max
+        run.record["step"] = step
         run.record["trained"] = run.record["evaluated"] | {
             "steps": earlier["steps"] + trained,
             "seconds": round(earlier["seconds"] + seconds, 2),
@@ -357,6 +375,28 @@ def train_or_load(run, model, batches, draw):
         run.record["step"] = start
         run.record.update(before)
     write_results(run)
+    if signals and step < run.flags.iter_max:
+        print(f"stopped after step {step:,}, which is saved: --resume 1 goes on from it, --train 0 looks at it.")
+        sys.exit(128 + signals[0])
+
+
+@contextlib.contextmanager
+def asked_to_stop():
+    """Inside: SIGINT (Ctrl-C) and SIGTERM are put on a list, which is yielded. A second one is KeyboardInterrupt."""
+    signals = []
+
+    def ask(number, frame):
+        if signals:
+            raise KeyboardInterrupt
+        signals.append(number)
+        print("\nfinishing this step and saving it; once more stops at once", flush=True)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def load(run, model):
@@ -376,32 +416,45 @@ def load(run, model):
     run.record.update(recorded(run, run.record.get("step")))
 
 
-def report(run, model, splits):
+def report(run, model, splits, bits=False):
     """Print the bounds on each split and write them to results.json. splits: {'subset' or 'test': (tensors)}.
 
-    The ELBO always; the IWAE bounds with --train 0 or 2, on the whole test set only with --full 1.
+    The ELBO always; the IWAE bounds with --train 0 or 2, on the whole test set only with --full 1. bits: in bits per
+    dimension, too, which are for densities of 8-bit values.
     """
+
+    def record(results, name, nats):
+        """Keep one bound; returns how it is printed in bits."""
+        results[name] = nats.record()
+        if not bits:
+            return ""
+        per_dimension = evaluate.bits_per_dimension(nats, run.data.x_test.shape[1])
+        results[f"{name}_bits"] = per_dimension.record()
+        return f" ({per_dimension.mean:.4f} ± {per_dimension.se:.4f} bits per dimension)"
+
     whose = {
         "subset": "the homework's test subset" if run.data.name == "mnist" else "a fixed subset of the test set",
         "test": "the whole test set",
     }
     if splits:
-        print("\nIn nats, each ± its standard error over the images, which are binarised once with a fixed seed.")
+        binary = "" if bits else ", which are binarised once with a fixed seed"
+        print(f"\nIn nats, each ± its standard error over the images{binary}.")
     for name, split in splits.items():
         print(f"\n{run.data.name}, {whose[name]} ({len(split[0]):,} images)")
+        results = run.record["results"].setdefault(name, {})
         terms = evaluate.elbo(model, split)
-        print("  ".join(f"{LABELS[term]}: {value}" for term, value in terms.items()), flush=True)
+        results |= {term: value.record() for term, value in terms.items()}
+        in_bits = record(results, "nelbo", terms["nelbo"])
+        print("  ".join(f"{LABELS[term]}: {value}" for term, value in terms.items()) + in_bits, flush=True)
         units = evaluate.latent_units(model, split)
         few = units["kl"] is not None and units["units"] <= 20  # results.json has them all
         each = f"; KL of each: {' '.join(f'{kl:.2f}' for kl in units['kl'])}" if few else ""
         print(f"Active latent units: {units['active']} of {units['units']}{each}", flush=True)
-        results = run.record["results"].setdefault(name, {})
-        results |= {term: value.record() for term, value in terms.items()} | {"latent_units": units}
+        results["latent_units"] = units
         if run.flags.train != 1 and (name == "subset" or run.flags.full):
             bounds, ess = evaluate.iwae(model, split, run.flags.iw_eval)
             for m, value in bounds.items():
-                print(f"Negative IWAE-{m}: {value}")
-                results[f"iwae_{m}"] = value.record()
+                print(f"Negative IWAE-{m}: {value}{record(results, f'iwae_{m}', value)}")
             print(
                 f"Relative effective sample size of {m} importance weights: {ess.mean:.2%} ± {ess.se:.2%}", flush=True
             )
@@ -416,6 +469,24 @@ def report_accuracy(run, model, x, y):
     print(f"Test set classification accuracy: {percent} %", flush=True)
     results = run.record["results"].setdefault("test", {})
     results |= {"accuracy_percent": percent.record(), "confusion": confusion.tolist()}
+    write_results(run)
+
+
+def report_content(run, model, judged):
+    """Print how often a classifier of real images finds the label in generated ones, and write it to results.json.
+
+    judged: the classifier and its own accuracy on the test images, as content.judge returns them.
+    """
+    classifier, own = judged
+    percent, confusion = content.generated_accuracy(model, classifier)
+    print(f"\nGenerated images by label (row) and what a classifier sees (column)\n{confusion_table(confusion)}")
+    print(f"Generated digits that show their label: {percent} % of {percent.n:,}, to that classifier,")
+    print(f"whose accuracy on the {own.n:,} real test images is {own} %", flush=True)
+    run.record["results"]["generated"] = {
+        "accuracy_percent": percent.record(),
+        "classifier_percent": own.record(),
+        "confusion": confusion.tolist(),
+    }
     write_results(run)
 
 

@@ -27,13 +27,15 @@ def train(
     iter_save,  # steps between two checkpoints; the last step is always one
     save,  # save(step): write a checkpoint
     log,  # log(step, {tag: value}): write a point of each curve
+    stop=lambda: False,  # asked after every step: True ends the training there, which is then the last step
 ):
-    """Minimise model.loss on the batches, from step `start` to step `iter_max`. Returns the seconds that it took.
+    """Minimise model.loss on the batches, from step `start` to step `iter_max`. Returns the last step, and the seconds.
 
     A loss or weights that are not finite stop it with NonFiniteError before anything is saved of them.
     """
     model.train()
     began = time.monotonic()
+    step = start
     losses = []  # of the steps since the last look, on the device
     with tqdm(total=iter_max, initial=start, mininterval=0.5, unit="it", disable=start >= iter_max) as bar:
         for step in range(start + 1, iter_max + 1):
@@ -45,7 +47,8 @@ def train(
             losses.append(loss.detach())
 
             # Look at the loss, every LOG_EVERY steps; the only device syncs of the loop.
-            saving = step % iter_save == 0 or step == iter_max
+            stopping = stop()
+            saving = step % iter_save == 0 or step == iter_max or stopping
             logging = step % LOG_EVERY == 0 or step == iter_max
             if logging or saving:
                 value = check_losses(torch.stack(losses), step)
@@ -58,7 +61,9 @@ def train(
             if saving:
                 check_weights(model, step)
                 save(step)
-    return time.monotonic() - began
+            if stopping:
+                break
+    return step, time.monotonic() - began
 
 
 def check_losses(losses, step):

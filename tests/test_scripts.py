@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from conftest import ROOT
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from codebase import content
+from codebase.experiment import asked_to_stop, draw_styles
+from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
 
@@ -261,6 +265,120 @@ def test_a_file_of_the_homeworks_ssvae_is_evaluated(on_digits, tmp_path):
     )
 
 
+@pytest.fixture
+def fsvae(script, colour_digits, monkeypatch):
+    """As `vae`, on small colour digits, judged by a classifier of 60 steps."""
+    monkeypatch.setattr(content, "STEPS", 60)
+
+    def call(*args):
+        usual = {"--dataset": colour_digits, "--iter_max": 30, "--iter_save": 10, "--batch_size": 50, "--device": "cpu"}
+        if "--train" in args and args[args.index("--train") + 1] == 0:
+            del usual["--iter_max"]
+        usual = {flag: value for flag, value in usual.items() if flag not in args}
+        return script("run_fsvae.py", *(x for pair in usual.items() for x in pair), *args)
+
+    return call
+
+
+def test_the_fsvae_trains_resumes_and_evaluates(fsvae, folders, tmp_path):
+    code, out, _ = fsvae("--keep", 2)
+    assert code == 0
+    checkpoints = next(path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
+    logs = tmp_path / "logs" / checkpoints.name
+    assert re.fullmatch(r"model=fsvae_data=digits-[0-9a-f]{8}_batch=50_run=0000", checkpoints.name)
+    assert {path.name for path in checkpoints.iterdir()} == {"model-00020.pt", "model-00030.pt", "training.pt"}
+    bits = r" \(\d+\.\d{4} ± \d+\.\d{4} bits per dimension\)"
+    assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}{bits}$", out, re.M)) == 2
+    generated = re.search(r"^Generated digits that show their label: (\d+\.\d\d) ± \d+\.\d\d % of 2,000", out, re.M)
+    own = re.search(r"^whose accuracy on the 120 real test images is (\d+\.\d\d) ± \d+\.\d\d %$", out, re.M)
+    record = json.loads((logs / "results.json").read_text())["results"]
+    assert float(generated[1]) == pytest.approx(record["generated"]["accuracy_percent"]["mean"], abs=0.006)
+    assert float(own[1]) == pytest.approx(record["generated"]["classifier_percent"]["mean"], abs=0.006)
+    test = record["test"]
+    assert test["nelbo_bits"]["mean"] == pytest.approx(
+        (test["nelbo"]["mean"] / 3072 + np.log(255)) / np.log(2), rel=1e-6
+    )
+    assert set(curves(logs)) == {"train/loss", "gen/elbo", "gen/kl_z", "gen/rec"}
+
+    # The pictures: 10 x 20 tiles of 32 pixels; an image of each class, its reconstruction, its style in ten digits.
+    events = EventAccumulator(str(logs), size_guidance={"images": 0})
+    events.Reload()
+    for name, columns in (("samples", 20), ("reconstructions", 12)):
+        with Image.open(logs / f"{name}.png") as picture:
+            assert picture.size == (columns * 33 + 1, 10 * 33 + 1)
+        assert [image.step for image in events.Images(name)] == [10, 20, 30]
+    with np.load(tmp_path / "digits.npz") as arrays, Image.open(logs / "reconstructions.png") as picture:
+        x, y, pixels = arrays["x_test"], arrays["y_test"], np.asarray(picture)
+    for c in range(10):
+        tile = pixels[33 * c + 1 : 33 * c + 33, 1:33]
+        assert any((tile == image).all() for image in x[y == c])
+
+    final = weights(checkpoints, 30)
+    fsvae("--overwrite", 1, "--iter_max", 20)
+    fsvae("--resume", 1)
+    assert same(final, weights(checkpoints, 30))
+    code, out, _ = fsvae("--train", 0, "--iw_eval", "1,10")
+    assert code == 0
+    assert len(re.findall(rf"^Negative IWAE-10?: {NUMBER}{bits}$", out, re.M)) == 2
+    assert "training a classifier" not in out
+    assert generated[0] in out
+
+
+def test_the_twenty_styles_are_the_same_throughout_training(fsvae, folders, tmp_path):
+    """With a learning rate of next to nothing the model stays as it is, and so does its picture."""
+    fsvae("--lr", 1e-30)
+    (logs,) = (tmp_path / "logs").iterdir()
+    events = EventAccumulator(str(logs), size_guidance={"images": 0})
+    events.Reload()
+    pictures = [image.encoded_image_string for image in events.Images("samples")]
+    assert len(pictures) == 3
+    assert len(set(pictures)) == 1
+
+
+def test_rows_are_digits_and_columns_are_styles(tmp_path):
+    """A decoder that shows 0.1 y + 0.01 j for the j-th of the twenty z."""
+    seen = []
+
+    class Model:
+        def sample_z(self, n):
+            return torch.arange(n)[:, None] / 100
+
+        def mean_x(self, z, y):
+            seen.append((z.shape, y.shape))
+            return (y.argmax(-1, keepdim=True) / 10 + z).expand(10, 20, 3072)
+
+    run = SimpleNamespace(data=SimpleNamespace(shape=(3, 32, 32)), logs=tmp_path)
+    draw_styles(run, Model(), torch.eye(10), None, None)
+    with Image.open(tmp_path / "samples.png") as picture:
+        pixels = np.asarray(picture)[1::33, 1::33, 0]
+    expected = 255 * (np.arange(10)[:, None] / 10 + np.arange(20) / 100)
+    assert np.abs(pixels[:10, :20] - expected.clip(0, 255)).max() <= 1
+
+
+def test_a_file_of_the_homeworks_fsvae_is_evaluated(fsvae, tmp_path):
+    torch.save(FSVAE().state_dict() | {"x_v": torch.full((1,), 0.1)}, tmp_path / "theirs.pt")
+    code, out, _ = fsvae("--train", 0, "--checkpoint", "theirs.pt", "--iw_eval", 2)
+    assert code == 0
+    assert "Negative IWAE-2: " in out
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (("--split", "test"), "--split: 'test' is not extra, train or train+extra"),
+        (("--split", "train"), "--split train is about SVHN's files; the images are "),
+        (("--keep", -1), "--keep: '-1' is not a whole number from 0 on"),
+        (("--dataset", "mnist"), "the choices are auto, svhn, glyphs"),
+    ],
+)
+def test_complaints_of_the_fsvae(fsvae, tmp_path, args, complaint):
+    code, _, err = fsvae(*args)
+    assert code == 2
+    assert complaint in err
+    assert "Traceback" not in err
+    assert {path.name for path in tmp_path.iterdir()} == {"digits.npz"}
+
+
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
@@ -443,9 +561,9 @@ def test_a_diverging_run_stops_and_keeps_the_last_checkpoint(vae, tmp_path):
         (("--iw_eval", "5001"), "--iw_eval: '5001' is not a list"),
         (("--iw_eval", ""), "--iw_eval: '' is not a list"),
         (("--iw", 0), "--iw: '0' is not a whole number from 1 on"),
-        (("--train", 3), "invalid choice: 3"),
+        (("--train", 3), "--train: '3' is not 0, 1 or 2"),
         (("--full", "yes"), "--full: 'yes' is not 0 or 1"),
-        (("--device", "tpu"), "invalid choice: 'tpu'"),
+        (("--device", "tpu"), "--device: 'tpu' is not auto, cpu, cuda or mps"),
         (("--zz", 1), "unrecognized arguments"),
         (("--seed", 2**63), "is not a whole number from 0 on, below 2^63"),
         (("--full", 1), "add --train 0 or 2"),
@@ -505,34 +623,61 @@ def test_help_shows_every_flag_with_its_default(script):
     assert "(default: 20000)" in out
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path, digits):
-    """In a process of its own: SIGINT after the first checkpoint ends it with 130 and a sentence."""
-    command = [
-        sys.executable,
-        str(ROOT / "run_vae.py"),
-        "--dataset",
-        str(digits),
-        "--iter_save",
-        "20",
-        "--device",
-        "cpu",
-    ]
+def interrupt(command, cwd, number):
+    """Start a training, send it a signal once it has its first checkpoint. Returns (exit code, output, errors)."""
     process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("checkpoints/*/training.pt")) and time.monotonic() < deadline:
+    while not list(cwd.glob("checkpoints/*/training.pt")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert re.search(r"stopped: step [\d,]+ is saved, --resume 1 goes on from it", out)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_saves_and_resume_reaches_the_weights_of_an_uninterrupted_run(vae, tmp_path, digits, number, code):
+    """In a process of its own: stopped at some step, which is saved; then gone on with, 40 steps further."""
+    flags = ["--dataset", digits, "--z", 2, "--batch_size", 50, "--iter_save", 20, "--device", "cpu"]
+    returned, out, err = interrupt([ROOT / "run_vae.py", *flags], tmp_path, number)
+    assert returned == code
+    step = re.search(r"stopped after step ([\d,]+), which is saved: --resume 1 goes on from it, --train 0 looks", out)
+    step = int(step[1].replace(",", ""))
     assert "Traceback" not in err
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert (folder / f"model-{step:05d}.pt").exists()
+    assert vae("--z", 2, "--resume", 1, "--iter_max", step + 40)[0] == 0
+    vae("--z", 2, "--seed", 0, "--run", 1, "--iter_max", step + 40)
+    (other,) = (tmp_path / "checkpoints").glob("*_seed=0_run=0001")
+    assert same(weights(folder, step + 40), weights(other, step + 40))
+
+
+def test_a_second_ctrl_c_stops_at_once(capsys):
+    before = signal.getsignal(signal.SIGINT)
+    with asked_to_stop() as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals == [signal.SIGINT]
+        assert "once more stops at once" in capsys.readouterr().out
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_keep(vae, folders):
+    """The newest two of every five steps, and the last step's; from all that an earlier process left, too."""
+    vae("--iter_save", 5, "--iter_max", 17)
+    assert vae("--iter_save", 5, "--iter_max", 28, "--keep", 2, "--resume", 1)[0] == 0
+    names = {path.name for path in folders()[0].iterdir()}
+    assert names == {"model-00020.pt", "model-00025.pt", "model-00028.pt", "training.pt"}
+    assert vae("--iter_save", 5, "--iter_max", 40, "--keep", 2, "--resume", 1)[0] == 0
+    names = {path.name for path in folders()[0].iterdir()}
+    assert names == {"model-00035.pt", "model-00040.pt", "training.pt"}
 
 
 @pytest.mark.slow

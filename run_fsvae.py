@@ -1,0 +1,78 @@
+"""Train and evaluate the fully supervised VAE on SVHN: style and content (homework, bonus problem).
+
+Commands:
+    python run_fsvae.py                      train; Ctrl-C stops it when the digits in samples.png please you
+    python run_fsvae.py --resume 1           go on from there
+    python run_fsvae.py --train 0            load the newest checkpoint, draw, report the negative IWAE bounds too
+    python run_fsvae.py --split train        on SVHN's 73,257 images for training instead of its 531,131 extra ones
+    tensorboard --logdir logs                the curves, and the pictures of every checkpoint
+"""
+
+from functools import partial
+
+import torch
+
+from codebase import InputError, content, data, pictures
+from codebase.experiment import (
+    IW,
+    choice,
+    draw_styles,
+    open_run,
+    parse_flags,
+    report,
+    report_content,
+    run_main,
+    train_or_load,
+    whole,
+)
+from codebase.models.fsvae import FSVAE
+
+FLAGS = [  # name, default, type, what it is
+    ("dataset", "auto", str, "auto, svhn, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"),
+    ("split", "extra", choice(*data.SVHN_SPLITS), "SVHN's training images: extra, train, or train+extra"),
+    ("z", 10, whole(1), "dimension of the latent z"),
+    ("iter_max", 1_000_000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
+    ("keep", 3, whole(0), "checkpoints to keep, the newest, beside that of the last step; 0: all"),
+    IW,
+]
+
+
+def main():
+    # Flags, data, run.
+    flags = parse_flags(__doc__, FLAGS)
+    images = data.load_svhn(flags.dataset, flags.data_dir, flags.split)
+    if "split" in flags.off_default and images.name != "svhn":
+        raise InputError(f"--split {flags.split} is about SVHN's files; the images are {images.origin}.")
+    parts = [f"{name}={getattr(flags, name)}" for name in ("z", "split") if name in flags.off_default]
+    run = open_run("_".join(["fsvae", *parts]), flags, images, usual_data="svhn")
+    splits = data.labelled_test_splits(images, run.device)
+
+    # Model.
+    torch.manual_seed(flags.seed)
+    model = FSVAE(z_dim=flags.z, iw=flags.iw).to(run.device)
+
+    # Train or load, then report.
+    x, y = images.x_train.to(run.device), images.y_train.to(run.device)
+    batches = partial(data.labelled_batches, x, y, flags.batch_size, flags.seed)
+    train_or_load(run, model, batches, partial(draw, run, model, *splits["subset"]))
+    report(run, model, splits, bits=True)
+    report_content(run, model, content.judge(images, run.device))
+
+
+def draw(run, model, x, y, writer, step):
+    """samples.png: twenty styles in every digit. reconstructions.png: an image of each class, what the model makes of
+    it, and its style in every digit."""
+    every_y = torch.eye(data.CLASSES, device=run.device)  # (C, C)
+    draw_styles(run, model, every_y, writer, step)
+
+    label = y.argmax(-1)
+    rows = torch.stack([(label == c).nonzero()[0, 0] for c in label.unique()])  # an image of each class there is
+    x, y = data.scaled(x[rows]), y[rows]
+    z = model.posterior(x, y)[0]  # (n, D)
+    styles = model.mean_x(z.unsqueeze(1), every_y)  # (n, C, X)
+    tiles = torch.cat([x.unsqueeze(1), model.mean_x(z, y).unsqueeze(1), styles], dim=1)  # (n, 2 + C, X)
+    pictures.show("reconstructions", pictures.grid(tiles, run.data.shape, tiles.shape[1]), run.logs, writer, step)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,59 @@
+"""The classifier that judges generated images."""
+
+import pytest
+import torch
+from conftest import save_digits
+
+from codebase import content, data, evaluate
+from codebase.models.classifier import Classifier
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(content, "STEPS", 60)
+    return data.load_svhn(str(save_digits(tmp_path / "digits.npz", colour=True)), "", "extra")
+
+
+def test_the_judge_is_trained_once_and_kept(images, tmp_path, capsys, monkeypatch):
+    judge, percent = content.judge(images, torch.device("cpu"))
+    assert percent.mean > 95
+    assert percent == evaluate.accuracy(evaluate.classify(judge, images.x_test), images.y_test)[0]
+    assert "training a classifier" in capsys.readouterr().out
+    monkeypatch.setattr(content, "train", None)
+    again, _ = content.judge(images, torch.device("cpu"))
+    assert "training a classifier" not in capsys.readouterr().out
+    assert all(a.equal(b) for a, b in zip(judge.parameters(), again.parameters(), strict=True))
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    assert path.name == f"classifier_data={images.name}_train=300.pt"
+
+
+def test_generated_accuracy(images):
+    """A model that draws the real images of the label is right as often as they are; one that draws those of the
+    next label is so for no image, and the confusion matrix says by how much it is off."""
+    judge, percent = content.judge(images, torch.device("cpu"))
+
+    class Copies(Classifier):
+        def __init__(self, shift):
+            super().__init__()
+            self.shift = shift
+
+        def sample_x(self, y):
+            first = [int((images.y_test == c).nonzero()[0]) for c in range(10)]
+            return data.scaled(images.x_test[first])[(y.argmax(-1) + self.shift) % 10]
+
+    exact, confusion = content.generated_accuracy(Copies(0), judge)
+    assert exact.n == 2000
+    assert exact.mean == pytest.approx(percent.mean, abs=15)
+    assert confusion.sum(1).tolist() == [200] * 10
+    shifted, confusion = content.generated_accuracy(Copies(1), judge)
+    assert shifted.mean < 15
+    assert sum(confusion[c, (c + 1) % 10] for c in range(10)) == 20 * exact.mean
+
+
+def test_the_classifier_is_of_log_probabilities_that_its_loss_is_made_of():
+    model = Classifier()
+    x, y = torch.rand(5, 3072), torch.eye(10)[[3, 1, 4, 1, 5]]
+    log_q = model.log_q_y(x)
+    torch.testing.assert_close(log_q.exp().sum(-1), torch.ones(5))
+    torch.testing.assert_close(model.loss(x, y)[0], -(y * log_q).sum(-1).mean())
