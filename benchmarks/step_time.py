@@ -1,9 +1,9 @@
 """Steps a second of a model's training: our loop against the textbook one, interleaved in one run.
 
-    python benchmarks/step_time.py [--model vae|gmvae|ssvae] [--data_dir DIR] [--steps 300] [--rounds 7]
+    python benchmarks/step_time.py [--model vae|gmvae|ssvae|fsvae] [--data_dir DIR] [--steps 300] [--rounds 7]
 
-The textbook loop: a DataLoader over torchvision's MNIST with ToTensor() for every image, torch.bernoulli, Adam as it
-comes, and loss.item() at every step; for the SSVAE, ten copies of each image and style, each concatenated with a label.
+The textbook loop: a DataLoader over torchvision's MNIST or SVHN with ToTensor() for every image, torch.bernoulli, Adam
+as it comes, loss.item() at every step, and labels concatenated: for the SSVAE, to ten copies of each image and style.
 Ours: codebase.train on resident data. Same model, batch size, device and threads. A round times `steps` steps of each,
 after as many unmeasured ones; printed are medians over the rounds, and the ratio.
 """
@@ -16,52 +16,54 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
-from torchvision.datasets import MNIST
+from torchvision.datasets import MNIST, SVHN
 from torchvision.transforms import ToTensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from codebase import data
+from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
 from codebase.train import adam, train
-from codebase.utils import duplicate, gaussian_parameters, log_bernoulli_with_logits
+
+MODELS = {"vae": VAE, "gmvae": GMVAE, "ssvae": SSVAE, "fsvae": FSVAE}
 
 
-class ConcatenatingSSVAE(SSVAE):
-    """The same model with every image copied for each label, and the label concatenated to it."""
-
-    def every_label(self, n):
-        return self.every_y.expand(-1, n, -1).flatten(0, 1)  # row c * B + b: label c
-
-    def posterior(self, x, y=None):
-        x_y = torch.cat([duplicate(x, self.classes), self.every_label(len(x))], 1)
-        return (each.unflatten(0, (self.classes, len(x))) for each in gaussian_parameters(self.enc.net(x_y)))
-
-    def log_likelihood(self, x, z, y=None):
-        z_y = torch.cat([z.flatten(0, 1), self.every_label(len(x))], 1)
-        return log_bernoulli_with_logits(duplicate(x, self.classes), self.dec.net(z_y)).unflatten(0, z.shape[:2])
-
-
-class ImagesOneByOne(MNIST):
+class GreyOneByOne(MNIST):
     """torchvision's MNIST, whatever the images: its __getitem__ on tensors that are here already."""
 
     def __init__(self, x, y):
         self.data, self.targets, self.transform, self.target_transform = x.reshape(-1, 28, 28), y, ToTensor(), None
 
 
-def textbook_loop(model, x, y, labelled, device):
-    """Endless: trains one step at each next(). labelled: further images and one-hot labels of every batch, or None."""
+class ColourOneByOne(SVHN):
+    """The same of torchvision's SVHN."""
+
+    def __init__(self, x, y):
+        self.data, self.labels = x.reshape(-1, 3, 32, 32).numpy(), y.numpy()
+        self.transform, self.target_transform = ToTensor(), None
+
+
+def concatenate_labels(net):
+    """Make an MLP take every x with a label as a copy of x with the label concatenated."""
+
+    def forward(x, y):
+        shape = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
+        return net.net(torch.cat([x.expand(*shape, -1), y.expand(*shape, -1)], -1))
+
+    net.forward = forward
+
+
+def textbook_loop(model, images, prepare, device):
+    """Endless: trains one step at each next(). prepare(x, y) makes the model's batch of grey values and labels."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loader = DataLoader(ImagesOneByOne(x, y), batch_size=100, shuffle=True)
+    loader = DataLoader(images, batch_size=100, shuffle=True)
     while True:
-        for images, _ in loader:
-            batch = [torch.bernoulli(images.to(device).reshape(-1, 784))]
-            if labelled:
-                batch += [torch.bernoulli(labelled[0].to(device)), labelled[1].to(device)]
+        for x, y in loader:
             optimizer.zero_grad()
-            loss, _ = model.loss(*batch)
+            loss, _ = model.loss(*prepare(x.to(device).flatten(1), y.to(device)))
             loss.backward()
             optimizer.step()
             loss.item()
@@ -88,30 +90,49 @@ def our_loop(model, batches):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("vae", "gmvae", "ssvae"), default="vae")
-    parser.add_argument("--data_dir", help="folder of MNIST; without it the built-in glyphs are used")
+    parser.add_argument("--model", choices=MODELS, default="vae")
+    parser.add_argument("--data_dir", help="folder of MNIST or SVHN; without it the built-in glyphs are used")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=7)
     flags = parser.parse_args()
-    images = data.load("mnist" if flags.data_dir else "glyphs", flags.data_dir)
+    dataset = None if flags.data_dir else "glyphs"
+    if flags.model == "fsvae":
+        images = data.load_svhn(dataset or "svhn", flags.data_dir, "train")
+    else:
+        images = data.load(dataset or "mnist", flags.data_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    # The two loops.
-    x, labelled = images.x_train.to(device), None
-    if flags.model == "ssvae":
-        rows = data.labelled_subset(images, 100, seed=0)
-        x_labelled, y_labelled = images.x_train[rows], images.y_train[rows]
-        labelled = (x_labelled / 255, data.one_hot(y_labelled))
-        batches = data.semi_supervised_batches(x, x_labelled.to(device), y_labelled.to(device), 100, seed=0)
-    else:
+    # What a batch is, in the textbook and here.
+    x, y = images.x_train.to(device), images.y_train.to(device)
+    one_by_one = GreyOneByOne
+    if flags.model in ("vae", "gmvae"):
         batches = data.binary_batches(x, 100, seed=0)
-    ours = {"vae": VAE, "gmvae": GMVAE, "ssvae": SSVAE}[flags.model]
-    theirs = ConcatenatingSSVAE if ours is SSVAE else ours
-    textbook = textbook_loop(theirs().to(device), images.x_train, images.y_train, labelled, device)
-    loops = {
-        "textbook": lambda n: [next(textbook) for _ in range(n)],
-        "ours": our_loop(ours().to(device), batches),
-    }
+
+        def prepare(x, y):
+            return (torch.bernoulli(x),)
+
+    elif flags.model == "ssvae":
+        rows = data.labelled_subset(images, 100, seed=0)
+        x_labelled, y_labelled = data.scaled(x[rows]), data.one_hot(y[rows])
+        batches = data.semi_supervised_batches(x, x[rows], y[rows], 100, seed=0)
+
+        def prepare(x, y):
+            return torch.bernoulli(x), torch.bernoulli(x_labelled), y_labelled
+
+    else:
+        one_by_one = ColourOneByOne
+        batches = data.labelled_batches(x, y, 100, seed=0)
+
+        def prepare(x, y):
+            return x, data.one_hot(y)
+
+    # The two loops.
+    theirs, ours = (MODELS[flags.model]().to(device) for _ in range(2))
+    if flags.model in ("ssvae", "fsvae"):
+        concatenate_labels(theirs.enc)
+        concatenate_labels(theirs.dec)
+    textbook = textbook_loop(theirs, one_by_one(images.x_train, images.y_train), prepare, device)
+    loops = {"textbook": lambda n: [next(textbook) for _ in range(n)], "ours": our_loop(ours, batches)}
 
     seconds = {name: [] for name in loops}
     for round_ in range(flags.rounds + 1):  # the first is not counted

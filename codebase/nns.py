@@ -1,5 +1,6 @@
 """Networks only: no distribution, no loss."""
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -24,11 +25,13 @@ class MLP(nn.Module):
     def forward(self, x, y=None):
         """The network of x, or of x and y concatenated: (..., n_x), (..., n_y), n_x + n_y = n_in -> (..., n_out).
 
-        x and y broadcast against each other, and each meets its own columns of the first layer before that, since
-        W [x, y] = W_x x + W_y y: an image that comes with every label is multiplied once.
+        x and y broadcast against each other. Where they do, as an image that comes with every label, x and y meet their
+        own columns of the first layer before that, W [x, y] = W_x x + W_y y, so that the image is multiplied once.
         """
         if y is None:
             return self.net(x)
+        if x.shape[:-1] == y.shape[:-1]:
+            return self.net(torch.cat([x, y], dim=-1))
         first, *others = self.net
         w_x, w_y = first.weight.split([x.shape[-1], y.shape[-1]], dim=1)
         h = F.linear(x, w_x, first.bias) + F.linear(y, w_y)
