@@ -13,19 +13,10 @@ from functools import partial
 import torch
 
 from codebase import InputError, content, data, pictures
-from codebase.experiment import (
-    IW,
-    choice,
-    draw_styles,
-    open_run,
-    parse_flags,
-    report,
-    report_content,
-    run_main,
-    train_or_load,
-    whole,
-)
+from codebase.experiment import draw_styles, open_run, run_main, train_or_load
+from codebase.flags import IW, choice, parse_flags, whole
 from codebase.models.fsvae import FSVAE
+from codebase.results import report, report_content
 
 FLAGS = [  # name, default, type, what it is
     ("dataset", "auto", str, "auto, svhn, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"),

@@ -13,19 +13,10 @@ from functools import partial
 import torch
 
 from codebase import InputError, data, evaluate, pictures
-from codebase.experiment import (
-    confusion_table,
-    draw_styles,
-    open_run,
-    parse_flags,
-    report,
-    report_accuracy,
-    run_main,
-    train_or_load,
-    weight,
-    whole,
-)
+from codebase.experiment import draw_styles, open_run, run_main, train_or_load
+from codebase.flags import parse_flags, weight, whole
 from codebase.models.ssvae import SSVAE
+from codebase.results import confusion_table, report, report_accuracy
 
 FLAGS = [  # name, default, type, what it is
     ("gw", 1, weight, "weight of the negative ELBO of all images in the loss; 0: the supervised baseline"),

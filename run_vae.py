@@ -13,8 +13,10 @@ from functools import partial
 import torch
 
 from codebase import data
-from codebase.experiment import IW, draw_samples, open_run, parse_flags, report, run_main, train_or_load, whole
+from codebase.experiment import draw_samples, open_run, run_main, train_or_load
+from codebase.flags import IW, parse_flags, whole
 from codebase.models.vae import VAE
+from codebase.results import report
 
 FLAGS = [  # name, default, type, what it is
     ("z", 10, whole(1), "dimension of the latent z"),

@@ -2,7 +2,8 @@
 
 The rooms, each of which imports only from those below it:
 
-    experiment                        flags, run names and folders, device, results.json
+    experiment, flags                 run names and folders, device, the course of a run; the flags
+    results                           the report, and results.json
     content                           do generated images show their labels?
     train, evaluate, pictures         the loop; bounds with standard errors; grids of images
     checkpoints, data, glyphs         files: weights and training states; data sets; the built-in digits

@@ -1,0 +1,136 @@
+"""The flags of the run scripts: their types, those that all scripts share, and the parser."""
+
+import argparse
+import math
+
+
+def whole(low):
+    """A flag's type: a whole number from `low` on (and below 2^63, as torch's seeds are)."""
+
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value < 2**63:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on, below 2^63")
+        return value
+
+    return parse
+
+
+def positive(text):
+    """A flag's type: a finite number above 0."""
+    value = number(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def weight(text):
+    """A flag's type: a finite number from 0 on; an int where it is whole."""
+    value = number(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return int(value) if value.is_integer() else value
+
+
+def number(text):
+    """The finite number that a text stands for; nan where it stands for none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def sample_counts(text):
+    """A flag's type: whole numbers from 1 to 5000, comma-separated. Returns them ascending, each once."""
+    counts = text.split(",")
+    if not all(count.strip().isdecimal() and 1 <= int(count) <= 5000 for count in counts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers from 1 to 5000, such as 1,10,100")
+    return sorted({int(count) for count in counts})
+
+
+def choice(*names):
+    """A flag's type: one of these words."""
+
+    def parse(text):
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {', '.join(names[:-1])} or {names[-1]}")
+        return text
+
+    return parse
+
+
+def one_of(*numbers):
+    """A flag's type: one of these whole numbers."""
+    word = choice(*map(str, numbers))
+    return lambda text: int(word(text))
+
+
+switch = one_of(0, 1)
+
+
+SHARED_FLAGS = [  # name, default, type, what it is
+    ("dataset", "auto", str, "auto, mnist, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"),
+    ("data_dir", "data", str, "folder of the data sets, as torchvision lays them out"),
+    ("iter_max", 20000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
+    ("iter_save", 10000, whole(1), "training steps between two checkpoints"),
+    ("keep", 0, whole(0), "checkpoints to keep, the newest, beside that of the last step; 0: all"),
+    ("run", 0, whole(0), "number of the run: another run of the same experiment, in a folder of its own"),
+    ("seed", None, whole(0), "random seed (default: the number of the run)"),
+    (
+        "train",
+        1,
+        one_of(0, 1, 2),
+        "1: train, then report the ELBO; 2: and the IWAE bounds; 0: load a checkpoint, report both",
+    ),
+    ("full", 0, switch, "1: the IWAE bounds also on the whole test set, which takes longer"),
+    ("iw_eval", "1,10,100,1000", sample_counts, "the IWAE bounds to report: numbers of samples, comma-separated"),
+    ("device", "auto", choice("auto", "cpu", "cuda", "mps"), "auto, cpu, cuda or mps"),
+    ("batch_size", 100, whole(1), "images in a training step"),
+    ("lr", 1e-3, positive, "learning rate of Adam"),
+    ("resume", 0, switch, "1: go on from the last checkpoint of this run"),
+    ("overwrite", 0, switch, "1: delete what this run has saved, and start afresh"),
+    ("checkpoint", None, str, "with --train 0: a file of weights to load instead of the run's own"),
+]
+# Of the models that can be trained on their IWAE bound.
+IW = ("iw", 1, whole(1), "train on the IWAE bound with that many importance samples; 1 is the ELBO")
+
+
+def parse_flags(description, own_flags, argv=None):
+    """The flags of a run script: the shared ones, and own_flags (as SHARED_FLAGS) added to them or in their place.
+
+    Adds `step`, the --iter_max that was given, or None; and `off_default`, the names of the flags that are not as they
+    are by default. What cannot be read ends the process with code 2.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    table = {flag[0]: flag for flag in [*own_flags, *SHARED_FLAGS]} | {flag[0]: flag for flag in own_flags}
+    for name, default, kind, what in table.values():
+        text = what if default is None else f"{what} (default: {default})"
+        parser.add_argument(f"--{name}", type=kind, help=text, metavar=name.upper())
+    flags = parser.parse_args(argv)
+    flags.step = flags.iter_max
+    flags.off_default = set()
+    for name, default, kind, _ in table.values():
+        default = kind(default) if isinstance(default, str) else default
+        if getattr(flags, name) is None:
+            setattr(flags, name, default)
+        elif getattr(flags, name) != default:
+            flags.off_default.add(name)
+    if flags.seed is None:
+        flags.seed = flags.run
+    if flags.resume and flags.overwrite:
+        parser.error("--resume 1 goes on with a run and --overwrite 1 deletes it: give one of them")
+    if flags.train == 0 and (flags.resume or flags.overwrite):
+        parser.error("--resume 1 and --overwrite 1 are for training; --train 0 only evaluates")
+    if flags.checkpoint is not None and flags.train:
+        parser.error("--checkpoint FILE is for evaluating: add --train 0")
+    if flags.checkpoint is not None and flags.step is not None:
+        parser.error("--checkpoint FILE and --iter_max both say which weights to load: give one of them")
+    if flags.full and flags.train == 1:
+        parser.error("--full 1 is about the IWAE bounds, which --train 1 does not report: add --train 0 or 2")
+    return flags
