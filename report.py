@@ -30,17 +30,10 @@ def read_runs(folder):
     return experiments, complaints
 
 
-def mean_and_error(values, digits):
+def mean_and_error(values):
     """'mean ± standard error' over runs (standard deviation / sqrt(n)); a single run has no error."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else mean
-
-
-def head(split, name):
-    """The head of a column, e.g. 'subset IWAE-10'."""
-    bound = name.removesuffix("_bits")
-    unit = ", bits/dim" if name != bound else ""
-    return f"{split} {LABELS.get(bound, bound.replace('iwae_', 'IWAE-'))}{unit}"
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else mean
 
 
 def table(records):
@@ -49,17 +42,16 @@ def table(records):
         (split, name)
         for split, results in records[0]["results"].items()
         for name in results
-        if name not in ("ess", "latent_units", "confusion")
+        if name not in ("ess", "latent_units", "confusion") and not name.endswith("_bits")
         if all(name in record["results"].get(split, {}) for record in records)
     ]
-    digits = [4 if name.endswith("_bits") else 2 for _, name in columns]
-    heads = [head(*column) for column in columns]
+    heads = [f"{split} {LABELS.get(name, name.replace('iwae_', 'IWAE-'))}" for split, name in columns]
     lines = [f"| run | seed | {' | '.join(heads)} |", "|" + "---|" * (2 + len(heads))]
     values = [[record["results"][split][name]["mean"] for split, name in columns] for record in records]
     for record, row in zip(records, values, strict=True):
         run, seed = record["flags"]["run"], record["flags"]["seed"]
-        lines.append(f"| {run} | {seed} | {' | '.join(f'{x:.{d}f}' for x, d in zip(row, digits, strict=True))} |")
-    means = " | ".join(map(mean_and_error, zip(*values, strict=True), digits))
+        lines.append(f"| {run} | {seed} | {' | '.join(f'{x:.2f}' for x in row)} |")
+    means = " | ".join(mean_and_error(column) for column in zip(*values, strict=True))
     lines.append(f"| mean of {len(records)} | | {means} |")
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ from codebase.data import scaled
 from codebase.utils import log_mean_exp, sample_gaussian
 
 IMAGES = 100  # images in a chunk
-ROWS = 2000  # images x samples in a chunk: what bounds the memory
+ROWS = 2000  # images x samples in a chunk, of up to 784 pixels, of larger images fewer: what bounds the memory
 ELBO_SAMPLES = 10  # draws of z for each image, averaged; they leave little but the spread between images
 
 
@@ -64,11 +64,16 @@ def chunks(split, size):
         yield tuple(scaled(t) if t.dtype == torch.uint8 else t for t in part)
 
 
+def rows(split):
+    """How many rows of a split's images make a chunk."""
+    return max(1, ROWS * 784 // max(784, split[0].shape[1]))
+
+
 def elbo(model, split):
     """The negative ELBO and its terms on a split, in nats: {'nelbo', 'kl', 'rec': Estimate}. Unbiased."""
     with evaluating(model):
         parts = []
-        for part in chunks(split, ROWS):
+        for part in chunks(split, rows(split)):
             draws = [model.elbo_terms(*part) for _ in range(ELBO_SAMPLES)]
             parts.append({name: sum(draw[name] for draw in draws) / ELBO_SAMPLES for name in draws[0]})
         return {name: over_images(torch.cat([part[name] for part in parts])) for name in parts[0]}
@@ -95,7 +100,7 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
         for x, *y in chunks(split, IMAGES):
             qm, qv = model.posterior(x, *y)  # (B, D), or (C, B, D) where labels are summed over
             log_w = qm.new_empty(largest, len(x))  # (M, B), filled in place: small pieces would fragment the heap
-            for samples in log_w.split(max(1, ROWS // qm[..., 0].numel())):
+            for samples in log_w.split(max(1, rows(split) // qm[..., 0].numel())):
                 z = sample_gaussian(qm.expand(len(samples), *qm.shape), qv)  # (m, B, D)
                 samples.copy_(model.log_weight(x, z, qm, qv, *y))
             for m in ms:
@@ -120,7 +125,7 @@ def bits_per_dimension(nats, dimensions):
 def classify(model, x):
     """log q(y|x) of images x (N, X). Returns (N, C)."""
     with evaluating(model):
-        return torch.cat([model.log_q_y(part) for (part,) in chunks((x,), ROWS)])
+        return torch.cat([model.log_q_y(part) for (part,) in chunks((x,), rows((x,)))])
 
 
 def accuracy(log_q, y):
@@ -156,7 +161,7 @@ def latent_units(model, split):
     5). 'kl' lists each unit's KL in nats, averaged over images, or is None where there is no closed form.
     """
     with evaluating(model):
-        means, kls = zip(*(model.latent_units(*part) for part in chunks(split, ROWS)), strict=True)
+        means, kls = zip(*(model.latent_units(*part) for part in chunks(split, rows(split))), strict=True)
         means = torch.cat(means)  # (B, D)
         kl = None if kls[0] is None else torch.cat(kls).mean(0).tolist()
         return {"active": int((means.var(0, correction=0) > 0.01).sum()), "units": means.shape[1], "kl": kl}

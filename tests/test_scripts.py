@@ -217,9 +217,9 @@ def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
     ssvae("--resume", 1)
     assert same(final, weights(checkpoints, 30))
     assert {tag: curves(logs)[tag][-1:] for tag in before} == before
-    code, out, _ = ssvae("--train", 0)
+    code, out, _ = ssvae("--train", 0, "--iw_eval", "1,10")
     assert code == 0
-    assert len(re.findall(rf"^Negative IWAE-10*: {NUMBER}$", out, re.M)) == 4
+    assert len(re.findall(rf"^Negative IWAE-10?: {NUMBER}$", out, re.M)) == 2
     assert out.splitlines()[-1] == accuracy[0]
 
 
@@ -280,7 +280,7 @@ def fsvae(script, colour_digits, monkeypatch):
     return call
 
 
-def test_the_fsvae_trains_resumes_and_evaluates(fsvae, folders, tmp_path):
+def test_the_fsvae_trains_resumes_and_evaluates(fsvae, tmp_path):
     code, out, _ = fsvae("--keep", 2)
     assert code == 0
     checkpoints = next(path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
@@ -324,9 +324,10 @@ def test_the_fsvae_trains_resumes_and_evaluates(fsvae, folders, tmp_path):
     assert generated[0] in out
 
 
-def test_the_twenty_styles_are_the_same_throughout_training(fsvae, folders, tmp_path):
+def test_the_twenty_styles_are_the_same_throughout_training(fsvae, tmp_path, monkeypatch):
     """With a learning rate of next to nothing the model stays as it is, and so does its picture."""
-    fsvae("--lr", 1e-30)
+    monkeypatch.setattr(content, "STEPS", 1)
+    fsvae("--lr", 1e-30, "--iter_max", 3, "--iter_save", 1)
     (logs,) = (tmp_path / "logs").iterdir()
     events = EventAccumulator(str(logs), size_guidance={"images": 0})
     events.Reload()
@@ -641,7 +642,9 @@ def interrupt(command, cwd, number):
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_saves_and_resume_reaches_the_weights_of_an_uninterrupted_run(vae, tmp_path, digits, number, code):
     """In a process of its own: stopped at some step, which is saved; then gone on with, 40 steps further."""
     flags = ["--dataset", digits, "--z", 2, "--batch_size", 50, "--iter_save", 20, "--device", "cpu"]
