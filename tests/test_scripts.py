@@ -715,3 +715,17 @@ def test_the_homeworks_numbers_on_mnist(mnist_dir, tmp_path, name, test_nelbo, s
     assert subset["iwae_1"] > subset["iwae_10"] > subset["iwae_100"] > subset["iwae_1000"]
     assert abs(subset["iwae_1000"] - iwae_1000) < 1.8
     assert results["test"]["latent_units"]["active"] == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "low", "high"), [(["--gw", "0"], 71.2, 79.0), (["--iter_max", "5000"], 79.3, 90.5)])
+def test_the_ssvae_on_mnist(mnist_dir, tmp_path, flags, low, high):
+    """The supervised baseline, and the first sixth of the semi-supervised training, which is well above it by then: the
+    accuracy is within four standard deviations of single runs around the means of docs/results.md' runs."""
+    command = [sys.executable, str(ROOT / "run_ssvae.py"), "--data_dir", str(mnist_dir), *flags]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    (path,) = tmp_path.glob("logs/*/results.json")
+    results = json.loads(path.read_text())["results"]
+    assert low < results["test"]["accuracy_percent"]["mean"] < high
+    if flags[0] != "--gw":
+        assert results["test"]["nelbo"]["mean"] < 104
