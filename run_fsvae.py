@@ -3,9 +3,9 @@
 Commands:
     python run_fsvae.py                      train; Ctrl-C stops it when the digits in samples.png please you
     python run_fsvae.py --resume 1           go on from there
-    python run_fsvae.py --train 0            load the newest checkpoint, draw, report the negative IWAE bounds too
+    python run_fsvae.py --train 0 --full 1   load the newest checkpoint, draw, report the negative IWAE bounds too
     python run_fsvae.py --split train        on SVHN's 73,257 images for training instead of its 531,131 extra ones
-    tensorboard --logdir logs                the curves, and the pictures of every checkpoint
+    tensorboard --logdir logs --samples_per_plugin images=100       the curves, and the pictures of every checkpoint
 """
 
 from functools import partial
@@ -31,9 +31,13 @@ FLAGS = [  # name, default, type, what it is
 def main():
     # Flags, data, run.
     flags = parse_flags(__doc__, FLAGS)
+    if "split" in flags.off_default and flags.dataset not in ("auto", "svhn"):
+        raise InputError(
+            f"--split {flags.split} chooses among SVHN's files: it does not go with --dataset {flags.dataset}."
+        )
     images = data.load_svhn(flags.dataset, flags.data_dir, flags.split)
-    if "split" in flags.off_default and images.name != "svhn":
-        raise InputError(f"--split {flags.split} is about SVHN's files; the images are {images.origin}.")
+    if images.name != "svhn":
+        flags.off_default.discard("split")
     parts = [f"{name}={getattr(flags, name)}" for name in ("z", "split") if name in flags.off_default]
     run = open_run("_".join(["fsvae", *parts]), flags, images, usual_data="svhn")
     splits = data.labelled_test_splits(images, run.device)
@@ -61,7 +65,7 @@ def draw(run, model, x, y, writer, step):
     x, y = data.scaled(x[rows]), y[rows]
     z = model.posterior(x, y)[0]  # (n, D)
     styles = model.mean_x(z.unsqueeze(1), every_y)  # (n, C, X)
-    tiles = torch.cat([x.unsqueeze(1), model.mean_x(z, y).unsqueeze(1), styles], dim=1)  # (n, 2 + C, X)
+    tiles = torch.cat([x.unsqueeze(1), model.reconstruct(x, y).unsqueeze(1), styles], dim=1)  # (n, 2 + C, X)
     pictures.show("reconstructions", pictures.grid(tiles, run.data.shape, tiles.shape[1]), run.logs, writer, step)
 
 

@@ -59,7 +59,7 @@ def run_model(flags):
 def draw(run, model, x_test, y_test, writer, step):
     """Twenty styles in every digit; the test images that are taken most confidently for another digit; the accuracy.
 
-    samples.png: row = digit, column = style z. mistakes.png: row = true digit, column = predicted digit.
+    samples.png: row = digit, column = style z. mistakes.png: row = true digit, column = predicted digit, one of each.
     """
     if model.gen_weight:
         draw_styles(run, model, model.every_y[:, 0], writer, step)
@@ -71,7 +71,7 @@ def draw(run, model, x_test, y_test, writer, step):
     if writer is not None:
         percent, confusion = evaluate.accuracy(log_q, y_test)
         writer.add_scalar("test/acc", percent.mean / 100, step)
-        writer.add_text("test/confusion", confusion_table(confusion), step)
+        writer.add_text("test/confusion", f"accuracy {percent} %\n\n{confusion_table(confusion)}", step)
 
 
 if __name__ == "__main__":

@@ -54,13 +54,13 @@ def save(folder, step, model, optimizer, flags):
     write_atomically(folder / "training.pt", lambda file: torch.save(state, file))
 
 
-def prune(folder, keep, iter_save):
-    """Delete all checkpoints but the newest `keep` of those every iter_save steps, and the newest of all."""
-    done = steps(folder)
-    kept = {*[step for step in done if step % iter_save == 0][-keep:], *done[-1:]}
-    for step in done:
-        if step not in kept:
-            weights_path(folder, step).unlink()
+def prune(folder, step, keep, iter_save):
+    """Delete the checkpoints before `step`, but for the newest `keep` of those every iter_save steps up to it."""
+    done = [each for each in steps(folder) if each <= step]
+    kept = {step, *[each for each in done if each % iter_save == 0][-keep:]}
+    for each in done:
+        if each not in kept:
+            weights_path(folder, each).unlink()
 
 
 def random_state():

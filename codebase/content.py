@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from codebase import checkpoints, evaluate
+from codebase import InputError, checkpoints, evaluate
 from codebase.data import CLASSES, labelled_batches, one_hot
 from codebase.models.classifier import Classifier
 from codebase.train import adam, train
@@ -16,13 +16,17 @@ GENERATED = 200  # images of each class
 def judge(data, device):
     """The classifier of a data set, trained on its training images the first time, and its accuracy on the test images.
 
-    Returns (Classifier, Estimate in percent). Its weights are kept in checkpoints/classifier_<data>.pt.
+    Returns (Classifier, Estimate in percent). Its weights are kept in checkpoints/classifier_data=..., and raise
+    InputError where they are not a Classifier's.
     """
     path = Path("checkpoints", f"classifier_data={data.name}_train={len(data.x_train)}.pt")
     torch.manual_seed(0)
     classifier = Classifier().to(device)
     if path.exists():
-        checkpoints.load_weights(classifier, path)
+        try:
+            checkpoints.load_weights(classifier, path)
+        except InputError as error:
+            raise InputError(f"{error} Delete that file, and the classifier is trained again.") from error
     else:
         print(
             f"\ntraining a classifier on the real images, to judge the generated ones with; kept in {path}", flush=True

@@ -26,7 +26,7 @@ from codebase import InputError, glyphs
 class Data(NamedTuple):
     """A data set. Labels are only there to choose subsets and for the models that use them."""
 
-    name: str  # as in the run name: mnist, glyphs, or an .npz file's name with a checksum of its contents
+    name: str  # as in the run name: mnist, svhn, glyphs, or an .npz file's name with a checksum of its contents
     origin: str  # where it came from, in words
     shape: tuple  # of one image, (C, height, width)
     x_train: torch.Tensor  # (N, X) uint8
@@ -123,7 +123,7 @@ def choose(dataset, real, shape, read):
 def to_data(name, origin, shape, x_train, y_train, x_test, y_test):
     """Data from numpy arrays of images (N, ...) and labels (N,)."""
     images = [torch.tensor(x).flatten(1) for x in (x_train, x_test)]
-    labels = [torch.tensor(y, dtype=torch.int64) for y in (y_train, y_test)]
+    labels = [torch.tensor(y.astype(np.int64)) for y in (y_train, y_test)]  # in this machine's byte order
     return Data(name, origin, shape, images[0], labels[0], images[1], labels[1])
 
 
@@ -216,7 +216,7 @@ def download(what, names, target, data_dir, fetch):
 # SVHN
 
 SVHN_SPLITS = {"extra": ["extra"], "train": ["train"], "train+extra": ["train", "extra"]}
-SVHN_ROWS = 4096  # images that are turned at a time, so that there is never a second copy of all
+SVHN_ROWS = 4096  # images of a file that are turned at a time, so that there is no second copy of all
 
 
 def read_svhn(data_dir, split):

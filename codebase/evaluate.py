@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
 
 def over_images(values):
     """The Estimate from one number per image, (n,)."""
-    values, n = values.double(), len(values)
+    values, n = values.cpu().double(), len(values)  # Apple's GPUs have no float64
     return Estimate(values.mean().item(), values.std().item() / math.sqrt(n) if n > 1 else math.nan, n)
 
 
@@ -111,15 +111,16 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
     return {m: over_images(torch.cat(bounds[m])) for m in ms}, over_images(torch.cat(ess))
 
 
-def bits_per_dimension(nats, dimensions):
+def bits_per_dimension(nats, dimensions, density=True):
     """An Estimate of -log p(x), in nats, as bits per dimension of an image of 8-bit values.
 
-    The models' density is that of x in [0, 1], whose values are k / 255. The probability of such a value is its density
-    times their distance 1 / 255 (for a normal of variance 0.1 that is exact to 1e-6), so an image of X values has
-    -log P = -log p(x) + X log 255, in nats; divided by X log 2 it is in bits per dimension.
+    The models' density is that of x whose values are k / 255. The probability of such a value is its density times
+    their distance 1 / 255 (for a normal of variance 0.1 that is exact to about 1e-5), so an image of X values has
+    -log P = -log p(x) + X log 255, in nats; divided by X log 2 it is in bits per dimension. density=False is for a
+    divergence, which is a difference of such terms: without log 255.
     """
     per_bit = dimensions * math.log(2)
-    return Estimate(nats.mean / per_bit + math.log2(255), nats.se / per_bit, nats.n)
+    return Estimate(nats.mean / per_bit + (math.log2(255) if density else 0), nats.se / per_bit, nats.n)
 
 
 def classify(model, x):
@@ -141,16 +142,17 @@ def accuracy(log_q, y):
 
 
 def mistakes(log_q, y):
-    """The images that are most confidently taken for another class.
+    """For each pair of classes, the image of the one that is taken for the other with the most confidence.
 
     log_q, y as in `accuracy`. Returns indices (C, C): row = true class, column = predicted class, and -1 where there is
     no such mistake, the diagonal among them.
     """
-    confidence, predicted = log_q.max(-1)
+    confidence, predicted = (each.cpu() for each in log_q.max(-1))
+    y = y.cpu()
     worst = torch.full((log_q.shape[1],) * 2, -1)
-    for i in confidence.argsort().tolist():  # so that the most confident comes last, and stays
-        if predicted[i] != y[i]:
-            worst[y[i], predicted[i]] = i
+    wrong = (predicted != y).nonzero()[:, 0]
+    for i in wrong[confidence[wrong].argsort()].tolist():  # so that the most confident comes last, and stays
+        worst[y[i], predicted[i]] = i
     return worst
 
 

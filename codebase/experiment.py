@@ -86,7 +86,7 @@ def open_run(model, flags, data, usual_data="mnist"):
     print(f"data         {data.origin}: {len(data.x_train):,} training and {len(data.x_test):,} test images")
     print(f"run          {name}, seed {flags.seed}")
     print(f"checkpoints  {flags.checkpoint or folder}")
-    print(f"curves       {logs} (tensorboard --logdir logs)", flush=True)
+    print(f"curves       {logs} (tensorboard --logdir logs --samples_per_plugin images=100)", flush=True)
     if flags.train and done and not flags.resume and not flags.overwrite:
         raise InputError(
             f"{folder} holds a run already, at step {done[-1]:,}: --resume 1 goes on with it, --train 0 evaluates it, "
@@ -158,7 +158,7 @@ def train_or_load(run, model, batches, draw):
         def save(step):
             checkpoints.save(run.checkpoints, step, model, optimizer, run.record["flags"])
             if run.flags.keep:
-                checkpoints.prune(run.checkpoints, run.flags.keep, run.flags.iter_save)
+                checkpoints.prune(run.checkpoints, step, run.flags.keep, run.flags.iter_save)
             with evaluate.evaluating(model):
                 draw(writer, step)
 
@@ -192,14 +192,17 @@ def train_or_load(run, model, batches, draw):
         run.record["step"] = start
         run.record.update(before)
     write_results(run)
-    if signals and step < run.flags.iter_max:
+    if signals:
         print(f"stopped after step {step:,}, which is saved: --resume 1 goes on from it, --train 0 looks at it.")
         sys.exit(128 + signals[0])
 
 
 @contextlib.contextmanager
 def asked_to_stop():
-    """Inside: SIGINT (Ctrl-C) and SIGTERM are put on a list, which is yielded. A second one is KeyboardInterrupt."""
+    """Inside: SIGINT (Ctrl-C) and SIGTERM are put on a list, which is yielded. A second one is KeyboardInterrupt.
+
+    A signal that is ignored, as a script's background jobs ignore SIGINT, stays so.
+    """
     signals = []
 
     def ask(number, frame):
@@ -208,7 +211,8 @@ def asked_to_stop():
         signals.append(number)
         print("\nfinishing this step and saving it; once more stops at once", flush=True)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield signals
     finally:

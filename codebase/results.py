@@ -65,14 +65,14 @@ def report(run, model, splits, bits=False):
     dimension, too, which are for densities of 8-bit values.
     """
 
-    def record(results, name, nats):
-        """Keep one bound; returns how it is printed in bits."""
+    def keep(results, name, nats):
+        """Keep a number in results, in bits per dimension too if they are wanted. Returns those as text."""
         results[name] = nats.record()
         if not bits:
             return ""
-        per_dimension = evaluate.bits_per_dimension(nats, run.data.x_test.shape[1])
-        results[f"{name}_bits"] = per_dimension.record()
-        return f" ({per_dimension.mean:.4f} ± {per_dimension.se:.4f} bits per dimension)"
+        estimate = evaluate.bits_per_dimension(nats, run.data.x_test.shape[1], density=name != "kl")
+        results[f"{name}_bits"] = estimate.record()
+        return f"{estimate.mean:.4f} ± {estimate.se:.4f}"
 
     whose = {
         "subset": "the homework's test subset" if run.data.name == "mnist" else "a fixed subset of the test set",
@@ -85,9 +85,10 @@ def report(run, model, splits, bits=False):
         print(f"\n{run.data.name}, {whose[name]} ({len(split[0]):,} images)")
         results = run.record["results"].setdefault(name, {})
         terms = evaluate.elbo(model, split)
-        results |= {term: value.record() for term, value in terms.items()}
-        in_bits = record(results, "nelbo", terms["nelbo"])
-        print("  ".join(f"{LABELS[term]}: {value}" for term, value in terms.items()) + in_bits, flush=True)
+        in_bits = {term: keep(results, term, value) for term, value in terms.items()}
+        print("  ".join(f"{LABELS[term]}: {value}" for term, value in terms.items()), flush=True)
+        if bits:
+            print(f"Bits per dimension: {'  '.join(f'{LABELS[term]}: {text}' for term, text in in_bits.items())}")
         units = evaluate.latent_units(model, split)
         few = units["kl"] is not None and units["units"] <= 20  # results.json has them all
         each = f"; KL of each: {' '.join(f'{kl:.2f}' for kl in units['kl'])}" if few else ""
@@ -96,7 +97,8 @@ def report(run, model, splits, bits=False):
         if run.flags.train != 1 and (name == "subset" or run.flags.full):
             bounds, ess = evaluate.iwae(model, split, run.flags.iw_eval)
             for m, value in bounds.items():
-                print(f"Negative IWAE-{m}: {value}{record(results, f'iwae_{m}', value)}")
+                text = keep(results, f"iwae_{m}", value)
+                print(f"Negative IWAE-{m}: {value}" + (f" ({text} bits per dimension)" if bits else ""))
             print(
                 f"Relative effective sample size of {m} importance weights: {ess.mean:.2%} ± {ess.se:.2%}", flush=True
             )

@@ -1,5 +1,6 @@
 """Fixtures: small data sets, the run scripts called in a folder of their own, and models whose log p(x) is known."""
 
+import hashlib
 import os
 import runpy
 import sys
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
+from torchvision.datasets import SVHN
 
 from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
@@ -43,6 +46,21 @@ def save_digits(path, n_train=300, n_test=120, seed=0, colour=False):
         arrays |= {f"x_{split}": x.astype(np.uint8), f"y_{split}": y}
     np.savez(path, **arrays)
     return path
+
+
+def save_svhn(folder, monkeypatch, sizes=(("train", 30), ("extra", 50), ("test", 20)), compressed=True):
+    """Files in SVHN's format: X (32, 32, 3, N) uint8, y (N, 1) uint8 from 1 to 10, and their checksums."""
+    folder.mkdir()
+    splits = {}
+    for i, (split, n) in enumerate(sizes):
+        name = f"{split}_32x32.mat"
+        x = np.random.RandomState(i).randint(0, 256, (32, 32, 3, n)).astype(np.uint8)
+        y = (np.arange(n) % 10 + 1).astype(np.uint8)[:, None]
+        scipy.io.savemat(folder / name, {"X": x, "y": y}, do_compression=compressed)
+        md5 = hashlib.md5((folder / name).read_bytes()).hexdigest()
+        splits[split] = [f"http://127.0.0.1:9/{name}", name, md5]
+    monkeypatch.setattr(SVHN, "split_list", splits)
+    return folder
 
 
 @pytest.fixture

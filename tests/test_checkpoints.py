@@ -163,3 +163,14 @@ def test_a_file_is_whole_or_the_old_one(tmp_path):
         checkpoints.write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_prune_keeps_what_was_just_saved_and_all_that_is_later(tmp_path):
+    """An orphan of a later step, whose training state was never written, must not count as the last one."""
+    for step in (5, 10, 15, 20, 23, 40):
+        checkpoints.weights_path(tmp_path, step).touch()
+    checkpoints.prune(tmp_path, 27, keep=2, iter_save=5)
+    assert checkpoints.steps(tmp_path) == [15, 20, 40]
+    checkpoints.weights_path(tmp_path, 27).touch()
+    checkpoints.prune(tmp_path, 27, keep=1, iter_save=5)
+    assert checkpoints.steps(tmp_path) == [20, 27, 40]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import save_digits
 
-from codebase import content, data, evaluate
+from codebase import InputError, content, data, evaluate
 from codebase.models.classifier import Classifier
 
 
@@ -26,6 +26,20 @@ def test_the_judge_is_trained_once_and_kept(images, tmp_path, capsys, monkeypatc
     assert all(a.equal(b) for a, b in zip(judge.parameters(), again.parameters(), strict=True))
     (path,) = (tmp_path / "checkpoints").iterdir()
     assert path.name == f"classifier_data={images.name}_train=300.pt"
+
+
+def test_the_judge_learns_from_the_training_images_alone(images):
+    """Trained on labels that are one off, it is one off on the test images."""
+    _, percent = content.judge(images._replace(y_train=(images.y_train + 1) % 10), torch.device("cpu"))
+    assert percent.mean < 5
+
+
+def test_a_damaged_file_of_the_judge_is_named(images, tmp_path):
+    path = tmp_path / "checkpoints" / f"classifier_data={images.name}_train=300.pt"
+    path.parent.mkdir()
+    path.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"classifier_data=.*Delete that file, and the classifier is trained again."):
+        content.judge(images, torch.device("cpu"))
 
 
 def test_generated_accuracy(images):

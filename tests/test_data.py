@@ -13,7 +13,7 @@ import pytest
 import scipy.io
 import scipy.stats
 import torch
-from conftest import ROOT, save_digits
+from conftest import ROOT, save_digits, save_svhn
 from torchvision.datasets import MNIST, SVHN
 
 from codebase import InputError, data
@@ -210,21 +210,6 @@ def test_real_mnist_and_its_labelled_images(mnist_dir):
 # SVHN
 
 
-def save_svhn(folder, monkeypatch, sizes=(("train", 30), ("extra", 50), ("test", 20)), compressed=True):
-    """Files in SVHN's format: X (32, 32, 3, N) uint8, y (N, 1) uint8 from 1 to 10, and their checksums."""
-    folder.mkdir()
-    splits = {}
-    for i, (split, n) in enumerate(sizes):
-        name = f"{split}_32x32.mat"
-        x = np.random.RandomState(i).randint(0, 256, (32, 32, 3, n)).astype(np.uint8)
-        y = (np.arange(n) % 10 + 1).astype(np.uint8)[:, None]
-        scipy.io.savemat(folder / name, {"X": x, "y": y}, do_compression=compressed)
-        md5 = hashlib.md5((folder / name).read_bytes()).hexdigest()
-        splits[split] = [f"http://127.0.0.1:9/{name}", name, md5]
-    monkeypatch.setattr(SVHN, "split_list", splits)
-    return folder
-
-
 @pytest.mark.parametrize("split", ["train", "extra", "train+extra"])
 @pytest.mark.parametrize("compressed", [True, False])
 def test_svhn_is_as_torchvision_reads_it(tmp_path, monkeypatch, split, compressed):
@@ -333,6 +318,16 @@ def test_npz_name_tells_contents_apart(tmp_path):
         data.load(str(save_digits(tmp_path / "other" / "a.npz", seed=1)), "").name,
     }
     assert len(names) == 2
+
+
+def test_labels_in_another_byte_order(tmp_path):
+    path = save_digits(tmp_path / "digits.npz")
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **arrays | {"y_train": arrays["y_train"].astype(">i8"), "y_test": arrays["y_test"].astype(">u2")})
+    mine = data.load(str(path), "")
+    assert mine.y_train.tolist() == arrays["y_train"].tolist()
+    assert mine.y_test.dtype == torch.int64
 
 
 def test_colour_npz_becomes_channel_first(tmp_path):

@@ -13,15 +13,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, save_svhn
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from codebase import content
+from codebase import content, data, pictures
 from codebase.experiment import asked_to_stop, draw_styles
 from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
+from codebase.train import adam, train
 
 NUMBER = r"-?\d+\.\d\d ± \d+\.\d\d"
 
@@ -223,6 +224,14 @@ def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
     assert out.splitlines()[-1] == accuracy[0]
 
 
+def test_the_labelled_images_are_chosen_by_the_seed(on_digits, folders, monkeypatch):
+    asked = []
+    chosen = data.labelled_subset
+    monkeypatch.setattr(data, "labelled_subset", lambda *args: asked.append(args[1:]) or chosen(*args))
+    assert on_digits("run_ssvae.py", "--gw", 0, "--labels", 30, "--seed", 7, "--iter_max", 1)[0] == 0
+    assert asked == [(30, 7)]
+
+
 def test_the_supervised_baseline(on_digits, folders):
     """--gw 0 trains the classifier alone, and says nothing of the generative model, which has learned nothing."""
     code, out, _ = on_digits("run_ssvae.py", "--gw", 0, "--iter_max", 100)
@@ -287,8 +296,9 @@ def test_the_fsvae_trains_resumes_and_evaluates(fsvae, tmp_path):
     logs = tmp_path / "logs" / checkpoints.name
     assert re.fullmatch(r"model=fsvae_data=digits-[0-9a-f]{8}_batch=50_run=0000", checkpoints.name)
     assert {path.name for path in checkpoints.iterdir()} == {"model-00020.pt", "model-00030.pt", "training.pt"}
-    bits = r" \(\d+\.\d{4} ± \d+\.\d{4} bits per dimension\)"
-    assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}{bits}$", out, re.M)) == 2
+    bits = r"\d+\.\d{4} ± \d+\.\d{4}"
+    assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}$", out, re.M)) == 2
+    assert len(re.findall(rf"^Bits per dimension: NELBO: {bits}  KL: {bits}  Rec: {bits}$", out, re.M)) == 2
     generated = re.search(r"^Generated digits that show their label: (\d+\.\d\d) ± \d+\.\d\d % of 2,000", out, re.M)
     own = re.search(r"^whose accuracy on the 120 real test images is (\d+\.\d\d) ± \d+\.\d\d %$", out, re.M)
     record = json.loads((logs / "results.json").read_text())["results"]
@@ -298,6 +308,8 @@ def test_the_fsvae_trains_resumes_and_evaluates(fsvae, tmp_path):
     assert test["nelbo_bits"]["mean"] == pytest.approx(
         (test["nelbo"]["mean"] / 3072 + np.log(255)) / np.log(2), rel=1e-6
     )
+    assert test["kl_bits"]["mean"] + test["rec_bits"]["mean"] == pytest.approx(test["nelbo_bits"]["mean"])
+    assert test["kl_bits"]["mean"] == pytest.approx(test["kl"]["mean"] / 3072 / np.log(2))
     assert set(curves(logs)) == {"train/loss", "gen/elbo", "gen/kl_z", "gen/rec"}
 
     # The pictures: 10 x 20 tiles of 32 pixels; an image of each class, its reconstruction, its style in ten digits.
@@ -309,17 +321,26 @@ def test_the_fsvae_trains_resumes_and_evaluates(fsvae, tmp_path):
         assert [image.step for image in events.Images(name)] == [10, 20, 30]
     with np.load(tmp_path / "digits.npz") as arrays, Image.open(logs / "reconstructions.png") as picture:
         x, y, pixels = arrays["x_test"], arrays["y_test"], np.asarray(picture)
-    for c in range(10):
-        tile = pixels[33 * c + 1 : 33 * c + 33, 1:33]
-        assert any((tile == image).all() for image in x[y == c])
-
     final = weights(checkpoints, 30)
+    model = FSVAE()
+    model.load_state_dict(final)
+    tiles = pixels[:330, :396].reshape(10, 33, 12, 33, 3)[:, 1:, :, 1:].transpose(0, 2, 1, 3, 4)  # row, column, image
+    every_y = torch.eye(10)
+    for c in range(10):
+        assert any((tiles[c, 0] == image).all() for image in x[y == c])
+        image = torch.tensor(tiles[c, 0] / 255).float().permute(2, 0, 1).reshape(1, -1)
+        with torch.no_grad():
+            z = model.posterior(image, every_y[c : c + 1])[0]
+            styles = model.mean_x(z, every_y[[c, *range(10)]])  # its reconstruction, then its style in every digit
+        expected = 255 * styles.reshape(11, 3, 32, 32).permute(0, 2, 3, 1).numpy()
+        assert np.abs(tiles[c, 1:] - expected).max() <= 1
+
     fsvae("--overwrite", 1, "--iter_max", 20)
     fsvae("--resume", 1)
     assert same(final, weights(checkpoints, 30))
     code, out, _ = fsvae("--train", 0, "--iw_eval", "1,10")
     assert code == 0
-    assert len(re.findall(rf"^Negative IWAE-10?: {NUMBER}{bits}$", out, re.M)) == 2
+    assert len(re.findall(rf"^Negative IWAE-10?: {NUMBER} \({bits} bits per dimension\)$", out, re.M)) == 2
     assert "training a classifier" not in out
     assert generated[0] in out
 
@@ -334,6 +355,48 @@ def test_the_twenty_styles_are_the_same_throughout_training(fsvae, tmp_path, mon
     pictures = [image.encoded_image_string for image in events.Images("samples")]
     assert len(pictures) == 3
     assert len(set(pictures)) == 1
+
+
+def test_flags_of_the_fsvae_reach_its_model_its_checkpoints_and_its_name(fsvae, tmp_path, monkeypatch):
+    monkeypatch.setattr(content, "STEPS", 1)
+    assert fsvae("--z", 2, "--iw", 5, "--iter_max", 25, "--iter_save", 5)[0] == 0
+    (folder,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
+    assert re.fullmatch(r"model=fsvae_z=2_data=digits-\w+_iw=05_batch=50_run=0000", folder.name)
+    assert {path.name for path in folder.glob("model-*")} == {"model-00015.pt", "model-00020.pt", "model-00025.pt"}
+    assert weights(folder, 25)["dec.net.0.weight"].shape == (500, 12)
+    torch.manual_seed(0)
+    model = FSVAE(z_dim=2, iw=5)
+    images = data.load_svhn(str(tmp_path / "digits.npz"), "", "extra")
+    run_steps(model, data.labelled_batches(images.x_train, images.y_train, 50, 0), 25)
+    torch.testing.assert_close(weights(folder, 25), model.state_dict())
+
+
+def run_steps(model, batches, n):
+    train(model, batches, adam(model, 1e-3), iter_max=n, iter_save=n, save=lambda _: None, log=lambda *_: None)
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "fsvae_split=train"), ("extra", "fsvae")])
+def test_the_fsvae_on_files_of_svhn(script, tmp_path, monkeypatch, split, name):
+    """Each split is an experiment of its own; SVHN goes without saying."""
+    folder = save_svhn(tmp_path / "data", monkeypatch)
+    monkeypatch.setattr(content, "STEPS", 1)
+    args = ["--split", split, "--batch_size", 10, "--iter_max", 1, "--device", "cpu"]
+    code, out, _ = script("run_fsvae.py", "--data_dir", folder, *args)
+    assert code == 0
+    assert f"SVHN, {split}, from " in out
+    assert (tmp_path / "logs" / f"model={name}_batch=10_run=0000").is_dir()
+
+
+def test_split_where_the_glyphs_stand_in(script, tmp_path, monkeypatch, colour_digits):
+    """The docstring's --split train without network: glyphs, said loudly, and their name without a split."""
+    save_svhn(tmp_path / "elsewhere", monkeypatch)
+    glyphs = data.load_svhn(str(colour_digits), "", "extra")._replace(name="glyphs")
+    monkeypatch.setattr(data, "draw_glyphs", lambda shape: glyphs)
+    monkeypatch.setattr(content, "STEPS", 1)
+    code, out, _ = script("run_fsvae.py", "--split", "train", "--iter_max", 1, "--device", "cpu")
+    assert code == 0
+    assert "USING THE BUILT-IN GLYPHS INSTEAD" in out
+    assert (tmp_path / "logs" / "model=fsvae_data=glyphs_run=0000").is_dir()
 
 
 def test_rows_are_digits_and_columns_are_styles(tmp_path):
@@ -367,7 +430,7 @@ def test_a_file_of_the_homeworks_fsvae_is_evaluated(fsvae, tmp_path):
     ("args", "complaint"),
     [
         (("--split", "test"), "--split: 'test' is not extra, train or train+extra"),
-        (("--split", "train"), "--split train is about SVHN's files; the images are "),
+        (("--split", "train"), "--split train chooses among SVHN's files: it does not go with --dataset "),
         (("--keep", -1), "--keep: '-1' is not a whole number from 0 on"),
         (("--dataset", "mnist"), "the choices are auto, svhn, glyphs"),
     ],
@@ -670,6 +733,33 @@ def test_a_second_ctrl_c_stops_at_once(capsys):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_in_the_last_step_is_obeyed(vae, monkeypatch):
+    """Nothing is left to train, but the report must not begin."""
+    show = pictures.show
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGTERM)
+        monkeypatch.setattr(pictures, "show", show)
+        show(*args)
+
+    monkeypatch.setattr(pictures, "show", interrupted)
+    code, out, _ = vae("--iter_max", 5)
+    assert code == 143
+    assert "stopped after step 5, which is saved" in out
+    assert "NELBO" not in out
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with asked_to_stop() as signals:
+            signal.raise_signal(signal.SIGINT)
+        assert signals == []
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_keep(vae, folders):

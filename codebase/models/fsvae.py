@@ -27,6 +27,13 @@ class FSVAE(VAE):
         """log p(x|y, z) in nats. x: (B, X); z: (..., B, D); y: (B, C), one-hot. Returns (..., B)."""
         return log_normal(x, self.dec(z, y), self.x_v)
 
+    def negative_iwae_bound(self, x, y, iw):
+        """-L_m of log p(x|y), m = iw, averaged over the batch, in nats: the VAE's, given y.
+
+        x: (B, X); y: (B, C), one-hot. Returns scalars (niwae, kl, rec).
+        """
+        return super().negative_iwae_bound(x, iw, y)
+
     def mean_x(self, z, y):
         """clip(mu(y, z)): E[x|y, z] as a picture. z: (..., D); y: (..., C), one-hot. Returns (..., X) in [0, 1]."""
         return self.dec(z, y).clamp(0, 1)

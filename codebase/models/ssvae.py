@@ -101,7 +101,7 @@ class SSVAE(VAE):
         """What training minimises, and what its curves show: (scalar in nats, {tag: scalar}).
 
         gen_weight (-ELBO(x)) + class_weight (-log q(y|x) on the labelled images), each averaged over its images.
-        x: (B, X); x_labelled: (B', X); y_labelled: (B', C). A term of weight 0 is not computed.
+        x: (B, X); x_labelled: (B', X); y_labelled: (B', C). With gen_weight = 0 nothing generative is computed.
         """
         log_q = self.log_q_y(x_labelled)  # (B', C)
         ce = -(y_labelled * log_q).sum(-1).mean()

@@ -109,7 +109,7 @@ class VAE(nn.Module):
 
     def loss(self, x, y=None):
         """What training minimises, and what its curves show: (scalar in nats, {tag: scalar}). x: (B, X)."""
-        loss, kl, rec = self.negative_elbo_bound(x, y) if self.iw == 1 else self.negative_iwae_bound(x, self.iw, y)
+        loss, kl, rec = self.negative_elbo_bound(x, y) if self.iw == 1 else self.negative_iwae_bound(x, iw=self.iw, y=y)
         return loss, {"gen/elbo": -(kl + rec), "gen/kl_z": kl, "gen/rec": rec}
 
     # Sampling, reconstruction, and what the latent units do
