@@ -724,15 +724,23 @@ def test_ctrl_c_saves_and_resume_reaches_the_weights_of_an_uninterrupted_run(vae
     assert same(weights(folder, step + 40), weights(other, step + 40))
 
 
-def test_a_second_ctrl_c_stops_at_once(capsys):
+@pytest.fixture
+def sigint():
+    """sigint(handler) sets the handler of SIGINT, which a shell's background jobs begin with as ignored."""
     before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_stops_at_once(sigint, capsys):
+    sigint(signal.default_int_handler)
     with asked_to_stop() as signals:
         signal.raise_signal(signal.SIGINT)
         assert signals == [signal.SIGINT]
         assert "once more stops at once" in capsys.readouterr().out
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_signal_in_the_last_step_is_obeyed(vae, monkeypatch):
@@ -751,15 +759,12 @@ def test_a_signal_in_the_last_step_is_obeyed(vae, monkeypatch):
     assert "NELBO" not in out
 
 
-def test_an_ignored_signal_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with asked_to_stop() as signals:
-            signal.raise_signal(signal.SIGINT)
-        assert signals == []
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_an_ignored_signal_stays_ignored(sigint):
+    sigint(signal.SIG_IGN)
+    with asked_to_stop() as signals:
+        signal.raise_signal(signal.SIGINT)
+    assert signals == []
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_keep(vae, folders):
