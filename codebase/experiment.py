@@ -115,7 +115,7 @@ def draw_samples(run, model, x, writer, step):
 def draw_styles(run, model, y, writer, step):
     """Twenty styles in every digit: row = digit, column = style z_j, the same z each time. y: (C, C), one-hot rows.
 
-    To logs/<name>/samples.png, and to TensorBoard where there is a writer. To be called first in a picture's drawing.
+    To logs/<name>/samples.png, and to TensorBoard where there is a writer. Draw these first, for the z to be the same.
     """
     images = model.mean_x(model.sample_z(20), y.unsqueeze(1))  # (C, 20, X)
     pictures.show("samples", pictures.grid(images, run.data.shape), run.logs, writer, step)
