@@ -14,13 +14,13 @@ import torch
 
 from codebase import InputError, content, data, pictures
 from codebase.experiment import draw_styles, open_run, run_main, train_or_load
-from codebase.flags import IW, choice, parse_flags, whole
+from codebase.flags import IW, parse_flags, whole
 from codebase.models.fsvae import FSVAE
 from codebase.results import report, report_content
 
-FLAGS = [  # name, default, type, what it is
+FLAGS = [  # name, default, type or choices, what it is
     ("dataset", "auto", str, "auto, svhn, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"),
-    ("split", "extra", choice(*data.SVHN_SPLITS), "SVHN's training images: extra, train, or train+extra"),
+    ("split", "extra", tuple(data.SVHN_SPLITS), "SVHN's training images: extra, train, or train+extra"),
     ("z", 10, whole(1), "dimension of the latent z"),
     ("iter_max", 1_000_000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
     ("keep", 3, whole(0), "checkpoints to keep, the newest, beside that of the last step; 0: all"),
@@ -38,8 +38,7 @@ def main():
     images = data.load_svhn(flags.dataset, flags.data_dir, flags.split)
     if images.name != "svhn":
         flags.off_default.discard("split")
-    parts = [f"{name}={getattr(flags, name)}" for name in ("z", "split") if name in flags.off_default]
-    run = open_run("_".join(["fsvae", *parts]), flags, images, usual_data="svhn")
+    run = open_run("fsvae", flags, images, own=("z", "split"), usual_data="svhn")
     splits = data.labelled_test_splits(images, run.device)
 
     # Model.

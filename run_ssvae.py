@@ -34,7 +34,7 @@ def main():
         raise InputError("--gw 0 --cw 0 leave nothing to train: give one of them a weight.")
     images = data.load(flags.dataset, flags.data_dir)
     labelled = data.labelled_subset(images, flags.labels, flags.seed)
-    run = open_run(run_model(flags), flags, images)
+    run = open_run(f"ssvae_gw={flags.gw:0>3}_cw={flags.cw:0>3}", flags, images, own=("z", "labels"))
     x_test, y_test = images.x_test.to(run.device), images.y_test.to(run.device)
 
     # Model.
@@ -48,12 +48,6 @@ def main():
     train_or_load(run, model, batches, partial(draw, run, model, x_test, y_test))
     report(run, model, data.binary_test_splits(images, run.device) if flags.gw else {})
     report_accuracy(run, model, x_test, y_test)
-
-
-def run_model(flags):
-    """The model as it stands in the run's name, e.g. 'ssvae_gw=001_cw=100'."""
-    parts = ["ssvae", *(f"{name}={getattr(flags, name):0>3}" for name in ("gw", "cw"))]
-    return "_".join(parts + [f"{name}={getattr(flags, name)}" for name in ("z", "labels") if name in flags.off_default])
 
 
 def draw(run, model, x_test, y_test, writer, step):

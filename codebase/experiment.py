@@ -47,12 +47,13 @@ class Run(NamedTuple):
     record: dict  # what results.json holds
 
 
-def run_name(model, flags, data, usual_data):
+def run_name(model, flags, data, own, usual_data):
     """The run's name: model, what is off its default and changes the experiment, number of the run.
 
-    So no two experiments share a folder. model: e.g. 'vae_z=10'; usual_data: the data set that goes without saying.
+    So no two experiments share a folder. model: e.g. 'vae_z=10'; own: names of flags of the script that join it where
+    they are off their defaults; usual_data: the data set that goes without saying.
     """
-    parts = [f"model={model}"]
+    parts = [f"model={model}", *(f"{name}={getattr(flags, name)}" for name in own if name in flags.off_default)]
     if data.name != usual_data:
         parts.append(f"data={data.name}")
     if "iw" in flags.off_default:
@@ -66,13 +67,14 @@ def run_name(model, flags, data, usual_data):
     return "_".join([*parts, f"run={flags.run:04d}"])
 
 
-def open_run(model, flags, data, usual_data="mnist"):
+def open_run(model, flags, data, own=(), usual_data="mnist"):
     """The run of a model, e.g. 'vae_z=10', on its data. Prints what it is and where things go; writes nothing.
 
-    Raises InputError where there is no such device, and where training would destroy a run that is there already.
+    own, usual_data: see run_name. Raises InputError where there is no such device, and where training would destroy a
+    run that is there already.
     """
     device, device_in_words = choose_device(flags.device)
-    name = run_name(model, flags, data, usual_data)
+    name = run_name(model, flags, data, own, usual_data)
     if flags.checkpoint is not None:
         path = Path(flags.checkpoint)
         if not path.is_file():

@@ -52,27 +52,9 @@ def sample_counts(text):
     return sorted({int(count) for count in counts})
 
 
-def choice(*names):
-    """A flag's type: one of these words."""
+SWITCH = (0, 1)
 
-    def parse(text):
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {', '.join(names[:-1])} or {names[-1]}")
-        return text
-
-    return parse
-
-
-def one_of(*numbers):
-    """A flag's type: one of these whole numbers."""
-    word = choice(*map(str, numbers))
-    return lambda text: int(word(text))
-
-
-switch = one_of(0, 1)
-
-
-SHARED_FLAGS = [  # name, default, type, what it is
+SHARED_FLAGS = [  # name, default, type or choices, what it is
     ("dataset", "auto", str, "auto, mnist, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"),
     ("data_dir", "data", str, "folder of the data sets, as torchvision lays them out"),
     ("iter_max", 20000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
@@ -83,16 +65,16 @@ SHARED_FLAGS = [  # name, default, type, what it is
     (
         "train",
         1,
-        one_of(0, 1, 2),
+        (0, 1, 2),
         "1: train, then report the ELBO; 2: and the IWAE bounds; 0: load a checkpoint, report both",
     ),
-    ("full", 0, switch, "1: the IWAE bounds also on the whole test set, which takes longer"),
+    ("full", 0, SWITCH, "1: the IWAE bounds also on the whole test set, which takes longer"),
     ("iw_eval", "1,10,100,1000", sample_counts, "the IWAE bounds to report: numbers of samples, comma-separated"),
-    ("device", "auto", choice("auto", "cpu", "cuda", "mps"), "auto, cpu, cuda or mps"),
+    ("device", "auto", ("auto", "cpu", "cuda", "mps"), "auto, cpu, cuda or mps"),
     ("batch_size", 100, whole(1), "images in a training step"),
     ("lr", 1e-3, positive, "learning rate of Adam"),
-    ("resume", 0, switch, "1: go on from the last checkpoint of this run"),
-    ("overwrite", 0, switch, "1: delete what this run has saved, and start afresh"),
+    ("resume", 0, SWITCH, "1: go on from the last checkpoint of this run"),
+    ("overwrite", 0, SWITCH, "1: delete what this run has saved, and start afresh"),
     ("checkpoint", None, str, "with --train 0: a file of weights to load instead of the run's own"),
 ]
 # Of the models that can be trained on their IWAE bound.
@@ -111,12 +93,13 @@ def parse_flags(description, own_flags, argv=None):
     table = {flag[0]: flag for flag in [*own_flags, *SHARED_FLAGS]} | {flag[0]: flag for flag in own_flags}
     for name, default, kind, what in table.values():
         text = what if default is None else f"{what} (default: {default})"
-        parser.add_argument(f"--{name}", type=kind, help=text, metavar=name.upper())
+        kind, choices = (type(kind[0]), kind) if isinstance(kind, tuple) else (kind, None)
+        parser.add_argument(f"--{name}", type=kind, choices=choices, help=text, metavar=name.upper())
     flags = parser.parse_args(argv)
     flags.step = flags.iter_max
     flags.off_default = set()
     for name, default, kind, _ in table.values():
-        default = kind(default) if isinstance(default, str) else default
+        default = kind(default) if isinstance(default, str) and callable(kind) else default
         if getattr(flags, name) is None:
             setattr(flags, name, default)
         elif getattr(flags, name) != default:
