@@ -14,14 +14,14 @@ import torch
 
 from codebase import InputError, content, data, pictures
 from codebase.experiment import draw_styles, open_run, run_main, train_or_load
-from codebase.flags import IW, parse_flags, whole
+from codebase.flags import IW, parse_flags, size, whole
 from codebase.models.fsvae import FSVAE
 from codebase.results import report, report_content
 
 FLAGS = [  # name, default, type or choices, what it is
     ("dataset", "auto", str, "auto, svhn, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"),
     ("split", "extra", tuple(data.SVHN_SPLITS), "SVHN's training images: extra, train, or train+extra"),
-    ("z", 10, whole(1), "dimension of the latent z"),
+    ("z", 10, size, "dimension of the latent z"),
     ("iter_max", 1_000_000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
     ("keep", 3, whole(0), "checkpoints to keep, the newest, beside that of the last step; 0: all"),
     IW,
@@ -37,6 +37,7 @@ def main():
         )
     images = data.load_svhn(flags.dataset, flags.data_dir, flags.split)
     if images.name != "svhn":
+        flags.split = None  # there is none, in the name as in the results
         flags.off_default.discard("split")
     run = open_run("fsvae", flags, images, own=("z", "split"), usual_data="svhn")
     splits = data.labelled_test_splits(images, run.device)

@@ -13,13 +13,13 @@ import torch
 
 from codebase import data
 from codebase.experiment import draw_samples, open_run, run_main, train_or_load
-from codebase.flags import IW, parse_flags, whole
+from codebase.flags import IW, parse_flags, size
 from codebase.models.gmvae import GMVAE
 from codebase.results import report
 
 FLAGS = [  # name, default, type, what it is
-    ("z", 10, whole(1), "dimension of the latent z"),
-    ("k", 500, whole(1), "components of the prior"),
+    ("z", 10, size, "dimension of the latent z"),
+    ("k", 500, size, "components of the prior"),
     IW,
 ]
 

@@ -14,15 +14,15 @@ import torch
 
 from codebase import InputError, data, evaluate, pictures
 from codebase.experiment import draw_styles, open_run, run_main, train_or_load
-from codebase.flags import parse_flags, weight, whole
+from codebase.flags import parse_flags, size, weight, whole
 from codebase.models.ssvae import SSVAE
 from codebase.results import confusion_table, report, report_accuracy
 
 FLAGS = [  # name, default, type, what it is
     ("gw", 1, weight, "weight of the negative ELBO of all images in the loss; 0: the supervised baseline"),
     ("cw", 100, weight, "weight of the classifier's cross-entropy on the labelled images in the loss"),
-    ("z", 64, whole(1), "dimension of the latent z"),
-    ("labels", 100, whole(1), "labelled images, as many of each class; 100 of MNIST are the homework's"),
+    ("z", 64, size, "dimension of the latent z"),
+    ("labels", 100, size, "labelled images, as many of each class; 100 of MNIST are the homework's"),
     ("iter_max", 30000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
 ]
 

@@ -14,12 +14,12 @@ import torch
 
 from codebase import data
 from codebase.experiment import draw_samples, open_run, run_main, train_or_load
-from codebase.flags import IW, parse_flags, whole
+from codebase.flags import IW, parse_flags, size
 from codebase.models.vae import VAE
 from codebase.results import report
 
 FLAGS = [  # name, default, type, what it is
-    ("z", 10, whole(1), "dimension of the latent z"),
+    ("z", 10, size, "dimension of the latent z"),
     IW,
 ]
 

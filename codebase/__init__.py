@@ -5,7 +5,7 @@ The rooms, each of which imports only from those below it:
     experiment, flags                 run names and folders, device, the course of a run; the flags
     results                           the report, and results.json
     content                           do generated images show their labels?
-    train, evaluate, pictures         the loop; bounds with standard errors; grids of images
+    train, evaluate, pictures, curves the loop; bounds with standard errors; grids of images; TensorBoard's file
     checkpoints, data, glyphs         files: weights and training states; data sets; the built-in digits
     models.vae, ...                   one model = its densities and bounds
     nns                               networks
@@ -24,4 +24,14 @@ LABELS = {  # how numbers are called where they are printed
 
 
 class InputError(Exception):
-    """What the user gave (a flag, a file, a folder) cannot be used; the message is a sentence: why, and what to do."""
+    """What the user gave (a flag, a file, a folder) cannot be used; the message is a sentence: why, and what to do.
+
+    Names and reasons in it may come from a damaged file: what a terminal would not print, but obey, is escaped.
+    """
+
+    def __init__(self, sentence):
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(sentence)))
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss, a weight or a bound is not a finite number."""

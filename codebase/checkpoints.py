@@ -1,15 +1,23 @@
 """Checkpoints: model-{step:05d}.pt, a bare state_dict as in the homework, and training.pt beside it, to go on from.
 
-A file is written under another name, flushed to the disk and renamed, so that it is whole or absent. Files are read
-with weights_only=True: nothing in them is executed.
+training.pt is all that is needed for that, the weights among it; training-previous.pt is the one before it. A file is
+written under another name, flushed to the disk and renamed, so that it is whole or absent. Files are read with
+weights_only=True: nothing in them is executed.
 """
 
+import contextlib
+import io
+import math
 import os
+import pickle
 import re
+import shutil
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from codebase import InputError
 
@@ -17,17 +25,77 @@ from codebase import InputError
 SKIPPED = {"y_prior", "x_v"}
 
 
-def write_atomically(path, write):
-    """Call write(file) on a binary file beside `path`, flush it to the disk, and give it the name `path`."""
+@contextlib.contextmanager
+def naming(path):
+    """Inside, an OSError of writing a file says which."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_atomically(path, write, previous=None):
+    """Call write(file) on a binary file, put what it wrote on the disk beside `path`, and give it the name `path`.
+
+    previous: another name, which the file that was at `path` gets. OSError where it cannot be written; what was at
+    `path` is still there then.
+    """
+    content = io.BytesIO()
+    write(content)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            write(file)
+        with naming(path), open(temporary, "wb") as file:
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
+        sync_names(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_names(folder):
+    """Put the names of a folder's files on the disk, too, where the system has a way to."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Inside, the folder is this process's to train in; it is made if need be. InputError where it is another's.
+
+    The operating system takes the lock back from a process that ends, however it ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"{folder} is in use: another process is training this run. Stop that one first, or train another (--run)."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def clear(folder):
+    """Delete all that is in a run's folder, but for the lock."""
+    for path in Path(folder).glob("*"):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def sweep(folder):
+    """Delete what a process that was killed while it wrote has left in a folder."""
+    for path in Path(folder).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def steps(folder):
@@ -40,18 +108,32 @@ def weights_path(folder, step):
     return Path(folder) / f"model-{step:05d}.pt"
 
 
-def save(folder, step, model, optimizer, flags):
-    """Save the weights after `step` steps, then the training state that belongs to them. flags: a plain dict."""
+def states(folder):
+    """The paths of the training states that a folder has, the newest first."""
+    return [path for path in (Path(folder) / "training.pt", Path(folder) / "training-previous.pt") if path.exists()]
+
+
+def save(folder, step, model, optimizer, flags, seconds):
+    """Save the weights after `step` steps, then the training state; of step 0 the state alone.
+
+    flags: a plain dict of what decides the run's weights, so that it is not gone on with by mistake with others;
+    seconds: spent on training.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(weights_path(folder, step), lambda file: torch.save(model.state_dict(), file))
+    weights = model.state_dict()
+    if step > 0:
+        write_atomically(weights_path(folder, step), lambda file: torch.save(weights, file))
     state = {
         "step": step,
+        "seconds": seconds,
+        "weights": weights,
         "optimizer": optimizer.state_dict(),
         "random": random_state(),
         "flags": flags,
     }
-    write_atomically(folder / "training.pt", lambda file: torch.save(state, file))
+    previous = folder / "training-previous.pt"
+    write_atomically(folder / "training.pt", lambda file: torch.save(state, file), previous)
 
 
 def prune(folder, step, keep, iter_save):
@@ -87,12 +169,26 @@ def read(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickles, which are refused or harmless
+            if zipfile.is_zipfile(path):  # PyTorch's archives, whose checksums it does not look at (older files: none)
+                with zipfile.ZipFile(path) as archive:
+                    damaged = archive.testzip()
+                if damaged:
+                    raise ValueError(f"the checksum of {damaged} is wrong")
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist.") from error
     except Exception as error:  # a damaged file makes torch and zipfile raise a dozen kinds of them
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path} is not a checkpoint that can be read safely ({reason}).") from error
+        raise InputError(f"{path} is not a checkpoint that can be read safely ({reason(error)}).") from error
+
+
+def reason(error):
+    """Why PyTorch refuses a file, in a few words; its long advice how to read it unsafely all the same is left out."""
+    if isinstance(error, EOFError):
+        return "it ends too soon"
+    if isinstance(error, pickle.UnpicklingError):
+        call = re.search(r"GLOBAL (\S+)", str(error))
+        return f"it would call {call[1]}" if call else "it is damaged, or something else"
+    return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
 
 
 def load_weights(model, path):
@@ -101,8 +197,12 @@ def load_weights(model, path):
     Constants that the model does not need are skipped; a missing, unexpected or misshapen key is an InputError that
     names it, and leaves the model as it was.
     """
-    weights = read(path)
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    model.load_state_dict(fitting(model, read(path), path))
+
+
+def fitting(model, weights, path):
+    """The weights, read from a file, as the model takes them. Raises InputError where they do not fit it."""
+    if not isinstance(weights, dict) or not all(is_plain(value) for value in weights.values()):
         raise InputError(f"{path} holds no state_dict: names and tensors were expected.")
     own = model.state_dict()
     weights = {key: value for key, value in weights.items() if key in own or key not in SKIPPED}
@@ -116,20 +216,92 @@ def load_weights(model, path):
     wrong += [f"{key} is not finite" for key in own if key in weights and not weights[key].isfinite().all()]
     if wrong:
         raise InputError(f"{path} does not fit a {type(model).__name__} with these flags: {'; '.join(wrong)}.")
-    model.load_state_dict(weights)
+    return weights
 
 
-def resume(folder, model, optimizer):
-    """Put model, optimizer and random numbers back to where the run's last save left them. Returns its step.
+def is_plain(value):
+    """Is it a tensor of floating-point numbers, stored one by one?"""
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and value.is_floating_point()
 
-    Raises InputError where a file is absent, unreadable or of another model.
+
+def differences(then, now):
+    """How the flags of a run, a dict, differ from those of now, in words. What only one of them has is left out."""
+    other = [name for name in then if name in now and then[name] != now[name]]
+    return ", ".join(f"--{name} was {then[name]} and is {now[name]}" for name in other)
+
+
+def resume(folder, model, optimizer, flags):
+    """Put model, optimizer and random numbers back to where the run's last save left them.
+
+    Returns its step, and the seconds spent on training. Raises InputError where the training state is absent,
+    unreadable, of another model, begun with other flags, or not that of the weights beside it; it says so where the
+    state before it is whole.
     """
-    path = Path(folder) / "training.pt"
+    paths = states(folder)
+    if not paths:
+        raise InputError(
+            f"{folder} holds weights, but no training.pt to go on from: --train 0 evaluates them, "
+            "--overwrite 1 deletes them and starts afresh."
+        )
+    try:
+        step, seconds = restore(paths[0], model, optimizer, flags)
+    except InputError as error:
+        for path in paths[1:]:
+            try:
+                step, _ = restore(path, model, optimizer, flags)
+            except InputError:
+                continue
+            hint = f"{path}, of step {step:,}, is whole: delete {paths[0].name}, and --resume 1 goes on from there."
+            raise InputError(f"{error} {hint}") from error
+        raise
+    beside = weights_path(folder, step)
+    if beside.exists():
+        try:
+            weights = fitting(model, read(beside), beside)
+            same = all(value.equal(weights[key]) for key, value in read(paths[0])["weights"].items())
+            wrong = "" if same else f"{beside} does not hold the weights that {paths[0].name} beside it goes on from."
+        except InputError as error:
+            wrong = str(error)
+        if wrong:
+            raise InputError(f"{wrong} --resume 1 can do without it: move it away.")
+    return step, seconds
+
+
+def restore(path, model, optimizer, flags):
+    """Put model, optimizer and random numbers back to where a training state has them. Returns (step, seconds)."""
     state = read(path)
     try:
-        load_weights(model, weights_path(folder, state["step"]))
-        optimizer.load_state_dict(state["optimizer"])
+        step, seconds = state["step"], state["seconds"]
+        if type(step) is not int or step < 0 or not 0 <= seconds < math.inf:
+            raise ValueError(f"step {step!r} after {seconds!r} s")
+        other = differences(state["flags"], flags)
+        if other:
+            raise InputError(f"{path} is of a run that began with other flags: {other}.")
+        weights = fitting(model, state["weights"], path)
+        moments = fitting_moments(optimizer, state["optimizer"]["state"], step)
         restore_random_state(state["random"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{path} is not the training state of this run ({error}).") from error
-    return state["step"]
+        model.load_state_dict(weights)
+        # The rates and the like are those of the flags.
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    except InputError:
+        raise
+    except Exception as error:  # as in `read`: the file may hold anything
+        raise InputError(f"{path} is not the training state of this run ({error!r}).") from error
+    return step, seconds
+
+
+def fitting_moments(optimizer, moments, step):
+    """Adam's state by the parameter's position, as it was read from a file. ValueError where it is not of this model.
+
+    A parameter that the loss does not depend on has none.
+    """
+    parameters = optimizer.param_groups[0]["params"]
+    for i, moment in moments.items():
+        shapes = {"step": torch.Size(), "exp_avg": parameters[i].shape, "exp_avg_sq": parameters[i].shape}
+        if not all(map(is_plain, moment.values())) or {key: value.shape for key, value in moment.items()} != shapes:
+            raise ValueError(f"the optimizer's state of parameter {i} does not fit")
+        if moment["step"] != step or not all(value.isfinite().all() for value in moment.values()):
+            raise ValueError(f"the optimizer's state of parameter {i} is not that of step {step:,}")
+    if step > 0 and not moments:
+        raise ValueError("the optimizer has no state")
+    return moments

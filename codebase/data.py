@@ -161,14 +161,15 @@ def read_mnist_file(raw, name, header, size, sha256):
     """The images (N, 28, 28) or labels (N,) of one of MNIST's files, uint8. Its checksum says that it is genuine."""
     path = find_mnist(raw, name)
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            content = file.read(size + 1)  # no more, whatever a damaged file would unpack to
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}): delete it and it will be downloaded again.") from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        length = f"{len(content):,} bytes instead of {size:,}" if len(content) != size else "the right length only"
+        length = "more than" if len(content) > size else f"{len(content):,} of"
         raise InputError(
-            f"{path} is not MNIST's file of that name ({length}): delete it and it will be downloaded again; "
-            "other images than MNIST's come as --dataset FILE.npz."
+            f"{path} is not MNIST's file of that name ({length} {size:,} bytes): delete it and it will be downloaded "
+            "again; other images than MNIST's come as --dataset FILE.npz."
         )
     values = np.frombuffer(content, np.uint8, offset=header)
     return values.reshape(-1, 28, 28) if "images" in name else values

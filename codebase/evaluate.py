@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from codebase import NonFiniteError
 from codebase.checkpoints import random_state, restore_random_state
 from codebase.data import scaled
 from codebase.utils import log_mean_exp, sample_gaussian
@@ -37,8 +38,11 @@ class Estimate(NamedTuple):
 
 
 def over_images(values):
-    """The Estimate from one number per image, (n,)."""
+    """The Estimate from one number per image, (n,). NonFiniteError where one of them is not finite."""
     values, n = values.cpu().double(), len(values)  # Apple's GPUs have no float64
+    bad = n - int(values.isfinite().sum())
+    if bad:
+        raise NonFiniteError(f"a bound is not finite for {bad:,} of {n:,} images: these weights overflow float32.")
     return Estimate(values.mean().item(), values.std().item() / math.sqrt(n) if n > 1 else math.nan, n)
 
 

@@ -2,20 +2,22 @@
 
 import argparse
 import contextlib
-import shutil
+import os
 import signal
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tensorboardX import SummaryWriter
 
-from codebase import InputError, checkpoints, evaluate, pictures
+from codebase import InputError, NonFiniteError, checkpoints, evaluate, pictures
+from codebase.curves import Curves
 from codebase.data import Data
+from codebase.flags import FREE
 from codebase.results import circumstances, recorded, write_results
-from codebase.train import NonFiniteError, adam, train
+from codebase.train import adam, train
 
 
 def choose_device(wanted):
@@ -70,10 +72,12 @@ def run_name(model, flags, data, own, usual_data):
 def open_run(model, flags, data, own=(), usual_data="mnist"):
     """The run of a model, e.g. 'vae_z=10', on its data. Prints what it is and where things go; writes nothing.
 
-    own, usual_data: see run_name. Raises InputError where there is no such device, and where training would destroy a
-    run that is there already.
+    own, usual_data: see run_name. Raises InputError where there is no such device, and for a --checkpoint that is none.
     """
     device, device_in_words = choose_device(flags.device)
+    if flags.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS would refuse
+    torch.use_deterministic_algorithms(bool(flags.deterministic))
     name = run_name(model, flags, data, own, usual_data)
     if flags.checkpoint is not None:
         path = Path(flags.checkpoint)
@@ -89,11 +93,6 @@ def open_run(model, flags, data, own=(), usual_data="mnist"):
     print(f"run          {name}, seed {flags.seed}")
     print(f"checkpoints  {flags.checkpoint or folder}")
     print(f"curves       {logs} (tensorboard --logdir logs --samples_per_plugin images=100)", flush=True)
-    if flags.train and done and not flags.resume and not flags.overwrite:
-        raise InputError(
-            f"{folder} holds a run already, at step {done[-1]:,}: --resume 1 goes on with it, --train 0 evaluates it, "
-            f"--run {flags.run + 1} trains another, --overwrite 1 deletes it and starts afresh."
-        )
     record = {
         "name": name,
         "flags": {k: v for k, v in vars(flags).items() if k not in ("step", "off_default")},
@@ -134,86 +133,138 @@ def train_or_load(run, model, batches, draw):
         with evaluate.evaluating(model):
             draw(None, None)
         return
+    batches(0)  # complains of a --batch_size that is too large, before anything is written
+    akin = None if not run.flags.resume or run.checkpoints.exists() else of_other_flags(run)
+    if akin:
+        raise InputError(f"there is no {run.checkpoints} to resume; {akin}. Without --resume 1 a new run begins.")
+    with checkpoints.locked(run.checkpoints):
+        train_run(run, model, batches, draw)
 
+
+def train_run(run, model, batches, draw):
+    """Train the model as the flags say, in folders that are this process's alone."""
     optimizer = adam(model, run.flags.lr)
-    start = 0
-    if run.flags.resume and checkpoints.steps(run.checkpoints):
-        start = checkpoints.resume(run.checkpoints, model, optimizer)
-        print(f"resuming after step {start:,}")
-    elif run.flags.resume:
-        print(f"nothing to resume in {run.checkpoints}: starting afresh")
-    stream = batches(start)
-    if run.flags.overwrite:
-        for folder in filter(Path.is_dir, (run.checkpoints, run.logs)):
-            shutil.rmtree(folder)
-    for folder in (run.checkpoints, run.logs):  # now, so that what forbids it does so before the training
-        folder.mkdir(parents=True, exist_ok=True)
+    start, earlier = begin(run, model, optimizer)
     before = recorded(run, start)
+    began = time.monotonic()
 
-    # TensorBoard forgets what an earlier process logged after the step that this one starts from. The suffix keeps two
-    # writers of one second apart, which would otherwise have one file.
-    suffix = f".{start:09d}"
-    with SummaryWriter(str(run.logs), purge_step=start + 1, flush_secs=10, filename_suffix=suffix) as writer:
+    with Curves(run.logs, start) as writer:
         if start == 0:
-            writer.add_text("flags", "\n".join(f"    {k} = {v}" for k, v in run.record["flags"].items()))
+            writer.add_text("flags", "\n".join(f"    {k} = {v}" for k, v in run.record["flags"].items()), 0)
 
         def save(step):
-            checkpoints.save(run.checkpoints, step, model, optimizer, run.record["flags"])
-            if run.flags.keep:
-                checkpoints.prune(run.checkpoints, step, run.flags.keep, run.flags.iter_save)
             with evaluate.evaluating(model):
                 draw(writer, step)
+            writer.flush()  # before the checkpoint: what is logged up to it will not be logged again
+            seconds = earlier + time.monotonic() - began
+            checkpoints.save(run.checkpoints, step, model, optimizer, experiment(run.flags, run.data), seconds)
+            if run.flags.keep:
+                checkpoints.prune(run.checkpoints, step, run.flags.keep, run.flags.iter_save)
 
         def log(step, values):
             for tag, value in values.items():
                 writer.add_scalar(tag, value, step)
 
-        with asked_to_stop() as signals:
-            step, seconds = train(
-                model,
-                stream,
-                optimizer,
-                start=start,
-                iter_max=run.flags.iter_max,
-                iter_save=run.flags.iter_save,
-                save=save,
-                log=log,
-                stop=lambda: bool(signals),
-            )
+        try:
+            with asked_to_stop() as signals:
+                step, seconds = train(
+                    model,
+                    batches(start),
+                    optimizer,
+                    start=start,
+                    iter_max=run.flags.iter_max,
+                    iter_save=run.flags.iter_save,
+                    save=save,
+                    log=log,
+                    stop=lambda: bool(signals),
+                )
+        except OSError as error:
+            raise InputError(f"{error}. With that mended, --resume 1 goes on from the last checkpoint.") from error
     trained = step - start
+    run.record["step"] = step
+    run.record["trained"] = run.record["evaluated"] | {"steps": step, "seconds": round(earlier + seconds, 2)}
     if trained > 0:
-        print(f"trained {trained:,} steps in {seconds:.0f} s, {trained / seconds:.0f} a second")
-        earlier = before.get("trained") or {"steps": 0, "seconds": 0}
-        run.record["step"] = step
-        run.record["trained"] = run.record["evaluated"] | {
-            "steps": earlier["steps"] + trained,
-            "seconds": round(earlier["seconds"] + seconds, 2),
-        }
+        say(f"trained {trained:,} steps in {seconds:.0f} s, {trained / seconds:.0f} a second")
     else:
-        print(f"nothing to train: this run is at step {start:,} already; --iter_max asks for more")
-        run.record["step"] = start
+        say(f"nothing to train: this run is at step {start:,} already; --iter_max asks for more")
         run.record.update(before)
     write_results(run)
     if signals:
-        print(f"stopped after step {step:,}, which is saved: --resume 1 goes on from it, --train 0 looks at it.")
+        say(f"stopped after step {step:,}, which is saved: --resume 1 goes on from it, --train 0 looks at it.")
         sys.exit(128 + signals[0])
+
+
+def begin(run, model, optimizer):
+    """Start the run, or go on with it: its folders are there then, with a training state. Returns its step and seconds.
+
+    Raises InputError where there is a run already and the flags do not say what to do with it.
+    """
+    folder, flags = run.checkpoints, run.flags
+    there, done = checkpoints.states(folder), checkpoints.steps(folder)
+    if done and not (flags.resume or flags.overwrite):
+        raise InputError(
+            f"{folder} holds a run already, at step {done[-1]:,}: --resume 1 goes on with it, --train 0 evaluates it, "
+            f"--run {flags.run + 1} trains another, --overwrite 1 deletes it and starts afresh."
+        )
+    resuming = flags.resume and (there or done)
+    if resuming:
+        start, seconds = checkpoints.resume(folder, model, optimizer, experiment(flags, run.data))
+        print(f"resuming after step {start:,}")
+    elif flags.resume:
+        print(f"nothing to resume in {folder}: starting afresh")
+    run.logs.mkdir(parents=True, exist_ok=True)  # now, so that what forbids it does so before the training
+    for each in (folder, run.logs):
+        checkpoints.sweep(each)
+        if flags.overwrite:
+            checkpoints.clear(each)
+    if not resuming:
+        start, seconds = 0, 0.0
+        checkpoints.save(folder, 0, model, optimizer, experiment(flags, run.data), 0.0)
+    return start, seconds
+
+
+def experiment(flags, data):
+    """What decides which weights a run has: its flags but for FREE ones, and the name of its data set."""
+    return {name: value for name, value in vars(flags).items() if name not in FREE} | {"dataset": data.name}
+
+
+def of_other_flags(run):
+    """In words, the run of the same model and number whose flags differ least from these, and how; '' if there is none.
+
+    As a name holds the flags, it is in another folder, and easily meant.
+    """
+    model, now = run.name.partition("_")[0], experiment(run.flags, run.data)
+    found = []
+    for path in sorted(run.checkpoints.parent.glob(f"{model}_*run={run.flags.run:04d}/training.pt")):
+        with contextlib.suppress(InputError, KeyError, TypeError, AttributeError):
+            other = checkpoints.differences(checkpoints.read(path)["flags"], now)
+            found.append((other.count("--"), f"of the run in {path.parent}, {other}"))
+    return min(found, default=(0, ""))[1]
+
+
+def say(text, file=None):
+    """Print it where there is still something to print to: a terminal may be gone before the run is."""
+    with contextlib.suppress(OSError):
+        print(text, file=file, flush=True)
 
 
 @contextlib.contextmanager
 def asked_to_stop():
-    """Inside: SIGINT (Ctrl-C) and SIGTERM are put on a list, which is yielded. A second one is KeyboardInterrupt.
+    """Inside: SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is gone) are put on a list, which is yielded.
 
-    A signal that is ignored, as a script's background jobs ignore SIGINT, stays so.
+    Ctrl-C is KeyboardInterrupt if it is not the first of them. A signal that is ignored, as a script's background jobs
+    ignore SIGINT, stays so.
     """
     signals = []
 
     def ask(number, frame):
-        if signals:
+        if signals and number == signal.SIGINT:
             raise KeyboardInterrupt
         signals.append(number)
-        print("\nfinishing this step and saving it; once more stops at once", flush=True)
+        say("\nfinishing this step and saving it; Ctrl-C once more stops at once")
 
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    stopping = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [n for n in stopping if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield signals
@@ -224,33 +275,61 @@ def asked_to_stop():
 
 def load(run, model):
     """Fill the model from --checkpoint, the checkpoint of --iter_max, or the newest one. Raises InputError."""
-    path = run.flags.checkpoint
+    path, step = run.flags.checkpoint, None
     if path is None:
         done = checkpoints.steps(run.checkpoints)
         step = done[-1] if run.flags.step is None and done else run.flags.step
         if step not in done:
-            missing = f"no checkpoint of step {step:,}" if step else "no checkpoint"
+            wanted = "model-*.pt" if step is None else checkpoints.weights_path("", step)
+            akin = "" if done else of_other_flags(run)
             there = f"there are steps {', '.join(map(str, done))}" if done else "train first, or give --checkpoint FILE"
-            raise InputError(f"there is {missing} in {run.checkpoints} to evaluate: {there}.")
+            raise InputError(f"there is no {wanted} in {run.checkpoints} to evaluate: {there}{akin and f' ({akin})'}.")
         path = checkpoints.weights_path(run.checkpoints, step)
         run.record["step"] = step
-    checkpoints.load_weights(model, path)
+    try:
+        checkpoints.load_weights(model, path)
+    except InputError as error:
+        other = run.flags.checkpoint is None and newest_whole(run.checkpoints, model)
+        raise InputError(
+            f"{error} That of step {other:,} is whole: --iter_max {other} takes it." if other else error
+        ) from error
     print(f"loaded       {path}")
     run.record.update(recorded(run, run.record.get("step")))
 
 
+def newest_whole(folder, model):
+    """The last step of which there are weights that the model takes; None where there are none."""
+    for step in reversed(checkpoints.steps(folder)):
+        with contextlib.suppress(InputError):
+            checkpoints.load_weights(model, checkpoints.weights_path(folder, step))
+            return step
+    return None
+
+
+# What an allocation that fails is called, by PyTorch for a CPU: the class is RuntimeError.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+
+
 def run_main(main):
     """Call main() as a script: what the user can mend ends it with a sentence and code 2, Ctrl-C with 130."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a character that the terminal lacks is no reason to fail
     try:
         main()
+    except BrokenPipeError:  # whoever read what is printed has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)  # as if by SIGPIPE
     except (InputError, OSError) as error:
         sys.exit(fail(error, 2))
     except NonFiniteError as error:
         sys.exit(fail(error, 1))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(t in str(error) for t in NO_MEMORY):
+            raise
+        sys.exit(fail(f"out of memory: {str(error).splitlines()[0]} Smaller numbers in the flags need less.", 2))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def fail(error, code):
-    print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+    say(f"{Path(sys.argv[0]).name}: error: {error}", sys.stderr)
     return code

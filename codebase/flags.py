@@ -4,16 +4,17 @@ import argparse
 import math
 
 
-def whole(low):
-    """A flag's type: a whole number from `low` on (and below 2^63, as torch's seeds are)."""
+def whole(low, high=2**63 - 1):
+    """A flag's type: a whole number from `low` to `high` (torch's seeds are below 2^63)."""
 
     def parse(text):
         try:
             value = int(text)
         except ValueError:
             value = low - 1
-        if not low <= value < 2**63:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on, below 2^63")
+        if not low <= value <= high:
+            limits = f"from {low} on, below 2^63" if high == 2**63 - 1 else f"from {low} to {high:,}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {limits}")
         return value
 
     return parse
@@ -44,6 +45,13 @@ def number(text):
     return value if math.isfinite(value) else math.nan
 
 
+def text(argument):
+    """A flag's type: text that can be printed and kept in files, which bytes that are no UTF-8 cannot."""
+    if "\0" in argument or argument != argument.encode(errors="ignore").decode():
+        raise argparse.ArgumentTypeError(f"{argument!a} is not UTF-8 text")
+    return argument
+
+
 def sample_counts(text):
     """A flag's type: whole numbers from 1 to 5000, comma-separated. Returns them ascending, each once."""
     counts = text.split(",")
@@ -52,11 +60,12 @@ def sample_counts(text):
     return sorted({int(count) for count in counts})
 
 
+size = whole(1, 1_000_000)  # a flag's type, of what arrays are made of
 SWITCH = (0, 1)
 
 SHARED_FLAGS = [  # name, default, type or choices, what it is
-    ("dataset", "auto", str, "auto, mnist, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"),
-    ("data_dir", "data", str, "folder of the data sets, as torchvision lays them out"),
+    ("dataset", "auto", text, "auto, mnist, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"),
+    ("data_dir", "data", text, "folder of the data sets, as torchvision lays them out"),
     ("iter_max", 20000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
     ("iter_save", 10000, whole(1), "training steps between two checkpoints"),
     ("keep", 0, whole(0), "checkpoints to keep, the newest, beside that of the last step; 0: all"),
@@ -71,14 +80,26 @@ SHARED_FLAGS = [  # name, default, type or choices, what it is
     ("full", 0, SWITCH, "1: the IWAE bounds also on the whole test set, which takes longer"),
     ("iw_eval", "1,10,100,1000", sample_counts, "the IWAE bounds to report: numbers of samples, comma-separated"),
     ("device", "auto", ("auto", "cpu", "cuda", "mps"), "auto, cpu, cuda or mps"),
-    ("batch_size", 100, whole(1), "images in a training step"),
+    ("batch_size", 100, size, "images in a training step"),
     ("lr", 1e-3, positive, "learning rate of Adam"),
     ("resume", 0, SWITCH, "1: go on from the last checkpoint of this run"),
     ("overwrite", 0, SWITCH, "1: delete what this run has saved, and start afresh"),
-    ("checkpoint", None, str, "with --train 0: a file of weights to load instead of the run's own"),
+    (
+        "deterministic",
+        0,
+        SWITCH,
+        "1: only algorithms that give the same numbers each time, also on a GPU; may be slower",
+    ),
+    ("checkpoint", None, text, "with --train 0: a file of weights to load instead of the run's own"),
 ]
+# Flags that may change from one part of a run to the next. All others decide what its weights are.
+FREE = {
+    *("data_dir", "iter_max", "iter_save", "keep", "run", "train", "full", "iw_eval", "device", "resume", "overwrite"),
+    *("deterministic", "checkpoint", "step", "off_default"),  # the last two: see parse_flags
+}
+
 # Of the models that can be trained on their IWAE bound.
-IW = ("iw", 1, whole(1), "train on the IWAE bound with that many importance samples; 1 is the ELBO")
+IW = ("iw", 1, size, "train on the IWAE bound with that many importance samples; 1 is the ELBO")
 
 
 def parse_flags(description, own_flags, argv=None):

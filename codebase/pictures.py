@@ -1,6 +1,10 @@
 """Grids of images, as PNG files and in TensorBoard."""
 
+from functools import partial
+
 from torchvision.utils import make_grid, save_image
+
+from codebase.checkpoints import write_atomically
 
 
 def grid(images, shape, columns=20):
@@ -14,6 +18,6 @@ def grid(images, shape, columns=20):
 def show(name, picture, folder, writer=None, step=None):
     """Write a picture (3, H, W) to folder/name.png, and to TensorBoard where there is a writer."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_image(picture, folder / f"{name}.png")
+    write_atomically(folder / f"{name}.png", partial(save_image, picture, format="png"))
     if writer is not None:
         writer.add_image(name, picture, step)

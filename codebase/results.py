@@ -43,16 +43,17 @@ def recorded(run, step):
     try:
         record = json.loads((run.logs / "results.json").read_text())
         kept = {key: record[key] for key in ("flags", "step", "trained", "results") if key in record}
-        return kept if kept.get("step") == step and isinstance(kept.get("results"), dict) else {}
-    except (OSError, ValueError, TypeError):
+        splits = kept["results"].values()
+        return kept if kept["step"] == step and all(isinstance(split, dict) for split in splits) else {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
 def write_results(run):
     """Write run.record to results.json."""
     run.logs.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(run.record, indent=1, ensure_ascii=False)
-    checkpoints.write_atomically(run.logs / "results.json", lambda file: file.write(text.encode()))
+    text = json.dumps(run.record, indent=1, ensure_ascii=False).encode()
+    checkpoints.write_atomically(run.logs / "results.json", lambda file: file.write(text))
 
 
 # The report

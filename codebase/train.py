@@ -1,15 +1,14 @@
 """The training loop. It knows a model only by model.loss(*batch) -> (loss, {tag: value})."""
 
+import math
 import time
 
 import torch
 from tqdm import tqdm
 
+from codebase import NonFiniteError
+
 LOG_EVERY = 100  # steps between two points of a curve, and between two looks at the loss: each is a device sync
-
-
-class NonFiniteError(ArithmeticError):
-    """The loss or the weights are no longer finite numbers."""
 
 
 def adam(model, lr):
@@ -36,7 +35,7 @@ def train(
     model.train()
     began = time.monotonic()
     step = start
-    losses = []  # of the steps since the last look, on the device
+    points = []  # the loss and its terms at each step since the last look, on the device
     with tqdm(total=iter_max, initial=start, mininterval=0.5, unit="it", disable=start >= iter_max) as bar:
         for step in range(start + 1, iter_max + 1):
             # Update the weights.
@@ -44,42 +43,54 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            losses.append(loss.detach())
+            points.append({"train/loss": loss.detach()} | {tag: term.detach() for tag, term in summaries.items()})
 
             # Look at the loss, every LOG_EVERY steps; the only device syncs of the loop.
             stopping = stop()
             saving = step % iter_save == 0 or step == iter_max or stopping
             logging = step % LOG_EVERY == 0 or step == iter_max
             if logging or saving:
-                value = check_losses(torch.stack(losses), step)
-                losses.clear()
+                values = check_losses(points, step)
+                points.clear()
                 if logging:
-                    log(step, {"train/loss": value} | {tag: s.item() for tag, s in summaries.items()})
-                bar.set_postfix(loss=f"{value:.2f}", refresh=False)
-                bar.update(step - bar.n)
+                    log(step, values)
 
             if saving:
-                check_weights(model, step)
+                check_weights(model, optimizer, step)
                 save(step)
+            if logging or saving:
+                bar.set_postfix(loss=f"{values['train/loss']:.2f}", refresh=False)
+                bar.update(step - bar.n)
             if stopping:
                 break
     return step, time.monotonic() - began
 
 
-def check_losses(losses, step):
-    """The last of the losses, as a number; NonFiniteError names the first step whose loss was not finite."""
-    losses = losses.cpu()
-    if not losses.isfinite().all():
-        first = int((~losses.isfinite()).nonzero()[0])
+def check_losses(points, step):
+    """The values of the last point. NonFiniteError names the first step whose loss was not finite, and its terms.
+
+    points: [{"train/loss": scalar, tag: scalar, ...}] of the steps up to `step`.
+    """
+    values = torch.stack([torch.stack(list(point.values())) for point in points]).cpu()  # (steps, terms)
+    bad = ~values[:, 0].isfinite()
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        loss, *terms = ((tag, value) for tag, value in zip(points[0], values[first].tolist(), strict=True))
+        named = "".join(f"; {tag} is {value}" for tag, value in terms if not math.isfinite(value))
         raise NonFiniteError(
-            f"the loss of step {step - len(losses) + 1 + first} is {losses[first].item()}; "
-            "the last checkpoint is kept. A smaller --lr may help."
+            f"the loss of step {step - len(points) + 1 + first} is {loss[1]}{named}. "
+            "The last checkpoint is kept. A smaller --lr may help."
         )
-    return losses[-1].item()
+    return dict(zip(points[-1], values[-1].tolist(), strict=True))
 
 
-def check_weights(model, step):
-    """NonFiniteError names the first parameter that is not finite."""
+def check_weights(model, optimizer, step):
+    """NonFiniteError names the first parameter that is not finite, or whose running moments in Adam are not.
+
+    An infinite second moment would leave the parameter where it is for good, with every loss finite.
+    """
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise NonFiniteError(f"{name} is not finite after step {step}; the last checkpoint is kept.")
+        state = optimizer.state.get(parameter, {})
+        for what, tensor in {name: parameter, **{f"Adam's {key} of {name}": state[key] for key in state}}.items():
+            if not tensor.isfinite().all():
+                raise NonFiniteError(f"{what} is not finite after step {step}. The last checkpoint is kept.")

@@ -93,6 +93,25 @@ def script(tmp_path, monkeypatch, capsys):
     return call
 
 
+def saved(folder):
+    """The names of what a run has saved."""
+    return {path.name for path in folder.glob("*")} - {".lock"}
+
+
+def contents(folder):
+    """All files in a folder, and what they hold."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def same(a, b):
+    """Do two trees of dicts, lists and tensors hold the same?"""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a.equal(b) if isinstance(a, torch.Tensor) else a == b
+
+
 class LinearGaussian(VAE):
     """A VAE whose log p(x) is known: p(z) = N(0, I), p(x|z) = N(x; W z, s I) with orthogonal columns of W, in float64.
 

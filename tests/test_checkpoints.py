@@ -1,27 +1,57 @@
 """Checkpoints: whole or absent, loaded only where they fit, nothing in them executed."""
 
+import io
 import os
 import pickle
+import subprocess
+import sys
 from collections import OrderedDict
 
 import pytest
 import torch
+from conftest import ROOT, same
 
 from codebase import InputError, checkpoints
 from codebase.models.vae import VAE
 from codebase.train import adam
 
+FLAGS = {"z": 2, "lr": 1e-3}
+
 
 @pytest.fixture
 def saved(tmp_path):
-    """A folder with steps 100 and 20000 of a model, the model and its optimiser after a step."""
+    """A folder with weights said to be of steps 100, 20000 and 123456; model and optimiser after two updates."""
     model = VAE(z_dim=2)
     optimizer = adam(model, 1e-3)
+    for _ in range(2):
+        update(model, optimizer)
+    for step in (20_000, 100, 123_456):
+        checkpoints.save(tmp_path, step, model, optimizer, FLAGS, 0.0)
+    return tmp_path, model, optimizer
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A folder with training states of steps 1 and 2, the model and its optimiser after step 2."""
+    model = VAE(z_dim=2)
+    optimizer = adam(model, 1e-3)
+    for step in (1, 2):
+        update(model, optimizer)
+        checkpoints.save(tmp_path, step, model, optimizer, FLAGS, 1.5 * step)
+    return tmp_path, model, optimizer
+
+
+def resume(folder, flags=FLAGS, z_dim=2):
+    """Resume a fresh model there: (step, seconds), the model, its optimiser."""
+    model = VAE(z_dim)
+    optimizer = adam(model, flags["lr"])
+    return checkpoints.resume(folder, model, optimizer, flags), model, optimizer
+
+
+def update(model, optimizer):
+    optimizer.zero_grad()
     model.loss(torch.zeros(3, 784))[0].backward()
     optimizer.step()
-    for step in (20_000, 100, 123_456):
-        checkpoints.save(tmp_path, step, model, optimizer, {"z": 2})
-    return tmp_path, model, optimizer
 
 
 def equal(a, b):
@@ -37,6 +67,7 @@ def test_names_and_steps(saved):
         "model-20000.pt",
         "model-123456.pt",
         "training.pt",
+        "training-previous.pt",
     }
     assert checkpoints.steps(folder / "absent") == []
 
@@ -56,15 +87,13 @@ def test_weights_come_back(saved):
     assert equal(model, other)
 
 
-def test_resume_restores_step_optimiser_and_random_numbers(saved):
-    folder, model, optimizer = saved
-    checkpoints.save(folder, 7, model, optimizer, {})
+def test_resume_restores_step_optimiser_and_random_numbers(begun):
+    folder, model, optimizer = begun
     expected = torch.rand(3)
     torch.manual_seed(99)
-    other = VAE(z_dim=2)
-    other_optimizer = adam(other, 1e-3)
-    assert checkpoints.resume(folder, other, other_optimizer) == 7
+    (step, seconds), other, other_optimizer = resume(folder)
     assert torch.rand(3).equal(expected)
+    assert (step, seconds) == (2, 3.0)
     assert equal(model, other)
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         for key in ("exp_avg", "exp_avg_sq", "step"):
@@ -127,27 +156,179 @@ def test_what_is_no_checkpoint_is_named_and_never_executed(saved):
     assert not (folder / "sprung").exists()
     with pytest.raises(InputError, match=r"absent.pt does not exist"):
         checkpoints.load_weights(model, folder / "absent.pt")
-    for content in ([1, 2], {"enc": 3}, torch.zeros(3)):
+    bias = {"enc.net.0.bias": torch.zeros(300)}
+    strange = [bias["enc.net.0.bias"].long(), bias["enc.net.0.bias"].to_sparse(), bias["enc.net.0.bias"].cfloat()]
+    for content in ([1, 2], {"enc": 3}, torch.zeros(3), *({**bias, "x": tensor} for tensor in strange)):
         torch.save(content, folder / "other.pt")
         with pytest.raises(InputError, match=r"other.pt holds no state_dict"):
             checkpoints.load_weights(model, folder / "other.pt")
 
 
-@pytest.mark.parametrize("state", [{}, [], {"step": 100}, {"step": 100, "optimizer": {}, "random": {}}, {"step": "a"}])
-def test_a_training_state_that_is_none(saved, state):
-    folder, model, optimizer = saved
-    torch.save(state, folder / "training.pt")
-    with pytest.raises(InputError, match=r"training.pt is not the training state of this run"):
-        checkpoints.resume(folder, model, optimizer)
+def change(path, edit):
+    """Read a training state, let edit(state) change it, write it again."""
+    state = torch.load(path, weights_only=True)
+    new = edit(state)
+    torch.save(state if new is None else new, path)
+
+
+def entry(state, key, value):
+    state["optimizer"]["state"][3][key] = value
+
+
+EDITS = [
+    lambda state: {"step": 2},
+    lambda state: [1, 2],
+    lambda state: state.update(step=-1),
+    lambda state: state.update(step="2"),
+    lambda state: state.update(step="../../2"),
+    lambda state: state.update(step=True),
+    lambda state: state.update(seconds=float("nan")),
+    lambda state: state.update(seconds=None),
+    lambda state: state.update(flags=None),
+    lambda state: state.update(random={}),
+    lambda state: state.update(random={"cpu": torch.zeros(3, dtype=torch.uint8)}),
+    lambda state: state.update(optimizer={}),
+    lambda state: state.update(optimizer={"state": {}}),
+    lambda state: state.update(optimizer={"state": {99: state["optimizer"]["state"][0]}}),
+    lambda state: entry(state, "exp_avg", torch.zeros(2)),
+    lambda state: entry(state, "exp_avg", None),
+    lambda state: entry(state, "exp_avg", state["optimizer"]["state"][3]["exp_avg"].long()),
+    lambda state: entry(state, "exp_avg_sq", state["optimizer"]["state"][3]["exp_avg_sq"] * torch.inf),
+    lambda state: entry(state, "step", torch.tensor(3.0)),
+    lambda state: entry(state, "more", torch.tensor(3.0)),
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_training_state_that_is_none_is_refused_and_the_one_before_it_named(begun, edit):
+    folder, *_ = begun
+    change(folder / "training.pt", edit)
+    with pytest.raises(InputError, match=r"training.pt is not the training state of this run \(") as error:
+        resume(folder)
+    hint = "training-previous.pt, of step 1, is whole: delete training.pt, and --resume 1 goes on from there."
+    assert str(error.value).endswith(hint)
+    (folder / "training.pt").unlink()  # as it says
+    assert resume(folder)[0] == (1, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [
+        (
+            lambda state: state["weights"].__delitem__("enc.net.0.bias"),
+            "training.pt does not fit a VAE .*enc.net.0.bias is miss",
+        ),
+        (lambda state: state.update(weights=3), "training.pt holds no state_dict"),
+        (
+            lambda state: state["flags"].update(lr=0.5),
+            "training.pt is of a run that began with other flags: --lr was 0.5 ",
+        ),
+    ],
+)
+def test_a_training_state_of_other_weights_or_flags(begun, edit, complaint):
+    folder, *_ = begun
+    (folder / "training-previous.pt").unlink()
+    change(folder / "training.pt", edit)
+    with pytest.raises(InputError, match=complaint) as error:
+        resume(folder)
+    assert "is whole" not in str(error.value)
+
+
+def test_other_flags_and_another_z_are_named(begun):
+    folder, *_ = begun
+    with pytest.raises(InputError, match=r"other flags: --z was 2 and is 3, --lr was 0.001 and is 0.01\.$"):
+        resume(folder, {"z": 3, "lr": 0.01}, z_dim=3)
+    with pytest.raises(InputError, match=r"training.pt does not fit a VAE"):
+        resume(folder, z_dim=3)
+
+
+def test_damaged_training_states(begun):
+    folder, *_ = begun
+    path, previous = folder / "training.pt", folder / "training-previous.pt"
+    whole = path.read_bytes()
+    for content in (b"", b"hello", whole[: len(whole) // 2], whole[:-1], pickle.dumps(Trap(folder / "sprung"))):
+        path.write_bytes(content)
+        with pytest.raises(
+            InputError, match=r"training.pt is not a checkpoint .* of step 1, is whole: delete training.pt"
+        ):
+            resume(folder)
+    previous.write_bytes(b"")
+    with pytest.raises(InputError, match=r"training.pt is not a checkpoint that can be read safely \([^()]*\).$"):
+        resume(folder)
+    path.unlink()
+    with pytest.raises(InputError, match=r"training-previous.pt is not a checkpoint"):
+        resume(folder)
+    previous.unlink()
+    with pytest.raises(InputError, match=r"holds weights, but no training.pt to go on from: --train 0"):
+        resume(folder)
+    assert not (folder / "sprung").exists()
+
+
+def test_a_bit_that_flips_anywhere_is_noticed_or_harmless(begun):
+    """In a training state and in a checkpoint. PyTorch itself does not look at the checksums of its archives."""
+    folder, *_ = begun
+    for name in ("training.pt", "model-00002.pt"):
+        path = folder / name
+        whole = path.read_bytes()
+        noticed = 0
+        for place in range(1, len(whole), len(whole) // 40):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+            try:
+                content = checkpoints.read(path)
+            except InputError:
+                noticed += 1
+            else:
+                assert same(content, torch.load(io.BytesIO(whole), weights_only=True))
+        assert noticed > 35
+
+
+def test_weights_beside_a_training_state_that_are_not_its_own(begun):
+    folder, *_ = begun
+    beside = folder / "model-00002.pt"
+    torch.save(VAE(z_dim=2).state_dict(), beside)
+    with pytest.raises(
+        InputError, match=r"model-00002.pt does not hold the weights that training.pt beside it goes on f"
+    ):
+        resume(folder)
+    beside.write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"model-00002.pt is not a checkpoint .* --resume 1 can do without it: move it aw"
+    ):
+        resume(folder)
+    beside.unlink()
+    assert resume(folder)[0] == (2, 3.0)
+
+
+def test_a_folder_is_locked_while_its_process_lives(tmp_path):
+    """Refused here and in another process; free again when that has been killed."""
+    folder = tmp_path / "run"
+    refused = pytest.raises(InputError, match=r"run is in use: another process is training")
+    with checkpoints.locked(folder), refused, checkpoints.locked(folder):
+        pass
+    hold = "import sys, time; from pathlib import Path; from codebase import checkpoints\n"
+    hold += "with checkpoints.locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
+    with subprocess.Popen([sys.executable, "-c", hold, folder], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="in use"), checkpoints.locked(folder):
+            pass
+        process.kill()
+    with checkpoints.locked(folder):
+        pass
 
 
 def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """And the file that it takes the place of keeps the other name, if it is given one."""
+    path, previous = tmp_path / "file", tmp_path / "previous"
+    path.write_bytes(b"old")
     order = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
-    checkpoints.write_atomically(tmp_path / "file", lambda file: file.write(b"new"))
-    assert order == ["fsync", "replace"]
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(f"to {b.name}"), replace(a, b)))
+    checkpoints.write_atomically(path, lambda file: file.write(b"new"))
+    assert order == ["fsync", "to file", "fsync"]  # the content, the name
+    checkpoints.write_atomically(path, lambda file: file.write(b"newer"), previous)
+    assert order[3:] == ["fsync", "to previous", "to file", "fsync"]
+    assert (path.read_bytes(), previous.read_bytes()) == (b"newer", b"new")
 
 
 def test_a_file_is_whole_or_the_old_one(tmp_path):

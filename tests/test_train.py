@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from codebase import data
+from codebase import NonFiniteError, data
 from codebase.models.vae import VAE
-from codebase.train import NonFiniteError, adam, train
+from codebase.train import adam, train
 
 X = torch.randint(0, 256, (60, 784), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -68,7 +68,7 @@ def test_training_mode():
 
 
 class Explodes(nn.Module):
-    """Its loss is infinite at the given step of training."""
+    """Its loss is infinite at the given step of training, because one of its two terms is."""
 
     def __init__(self, at):
         super().__init__()
@@ -76,7 +76,8 @@ class Explodes(nn.Module):
 
     def loss(self, x):
         self.step += 1
-        return self.w.sum() + (float("inf") if self.step == self.at else 0), {}
+        rec, kl = self.w.sum(), torch.tensor(float("inf") if self.step == self.at else 0.0)
+        return rec + kl, {"gen/rec": rec, "gen/kl_z": kl}
 
 
 def ones():
@@ -84,11 +85,13 @@ def ones():
         yield (torch.ones(1),)
 
 
-@pytest.mark.parametrize(("at", "kept"), [(7, []), (57, [50]), (100, [50]), (101, [50, 100])])
+@pytest.mark.parametrize(("at", "kept"), [(1, []), (7, []), (57, [50]), (100, [50]), (101, [50, 100])])
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(at, kept):
     saved = []
     model = Explodes(at)
-    with pytest.raises(NonFiniteError, match=f"the loss of step {at} is inf"):
+    with pytest.raises(
+        NonFiniteError, match=f"the loss of step {at} is inf; gen/kl_z is inf. The last checkpoint is k"
+    ):
         train(
             model,
             ones(),
@@ -113,18 +116,42 @@ class BadGradient(nn.Module):
 
 
 def test_weights_that_are_not_finite_are_never_saved():
-    with pytest.raises(NonFiniteError, match="w is not finite after step 1"):
+    with pytest.raises(NonFiniteError, match=r"^w is not finite after step 1\. The last checkpoint is kept\."):
         run(BadGradient(), 1, batches=ones())
 
 
+class HugeGradient(nn.Module):
+    """A finite loss whose gradient is 1e30, whose square is not a float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+
+    def loss(self, x):
+        return 1e30 * self.w.sum(), {}
+
+
+def test_an_optimiser_that_is_not_finite_is_never_saved():
+    """Adam would divide by the infinite moment ever after: the weight stays where it is, finite."""
+    model = HugeGradient()
+    with pytest.raises(NonFiniteError, match=r"Adam's exp_avg_sq of w is not finite after step 1"):
+        run(model, 1, batches=ones())
+    assert model.w.isfinite().all()
+
+
 def test_the_loop_asks_the_device_only_where_something_is_logged(monkeypatch):
-    """Of 250 steps, only steps 100, 200 and 250 turn a tensor into a number: once for the loss, once for each tag."""
+    """Of 250 steps, only steps 100, 200 and 250 bring numbers from the device, all at once."""
     calls = []
-    item = torch.Tensor.item
-    monkeypatch.setattr(torch.Tensor, "item", lambda self: (calls.append(1), item(self))[1])
+
+    def counted(name):
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *args: (calls.append(name), method(self, *args))[1])
+
+    for name in ("item", "cpu", "__float__", "__int__"):
+        counted(name)
     batches = data.binary_batches(X, 20, 0)
     run(VAE(z_dim=3), 250, batches=batches)
-    assert len(calls) == 3 * 4
+    assert calls == ["cpu"] * 3
 
 
 def test_same_seed_same_weights():

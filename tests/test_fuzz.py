@@ -1,0 +1,323 @@
+"""Damaged input to every reader: it succeeds with what was there, or raises the project's own error. Nothing else."""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import re
+import runpy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, same, save_svhn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from codebase import InputError, checkpoints, data
+from codebase.experiment import run_name
+from codebase.flags import SHARED_FLAGS, parse_flags
+from codebase.models.vae import VAE
+from codebase.results import recorded
+from codebase.train import adam
+
+CASES = [2000, pytest.param(20_000, marks=pytest.mark.slow)]
+FEWER_CASES = [500, pytest.param(5000, marks=pytest.mark.slow)]  # of what is beside the readers of files and flags
+
+PLACES = st.floats(0, 1, exclude_max=True)
+EDITS = st.lists(
+    st.one_of(
+        st.tuples(st.just("flip"), PLACES, st.integers(0, 7)),
+        st.tuples(st.just("put"), PLACES, st.binary(min_size=1, max_size=8)),
+        st.tuples(st.just("insert"), PLACES, st.binary(min_size=1, max_size=8)),
+        st.tuples(st.just("cut"), PLACES, st.none()),
+        st.tuples(st.just("delete"), PLACES, st.integers(1, 64)),
+        st.tuples(st.just("copy"), PLACES, PLACES),
+    ),
+    max_size=4,
+)
+
+
+def damage(whole, edits):
+    """The bytes after all edits: a bit that flips, other bytes, the end or some bytes missing, a part in two places."""
+    content = bytearray(whole)
+    for kind, place, what in edits:
+        i = int(place * len(content))
+        if kind == "flip" and content:
+            content[i] ^= 1 << what
+        elif kind == "put":
+            content[i : i + len(what)] = what
+        elif kind == "insert":
+            content[i:i] = what
+        elif kind == "cut":
+            del content[i:]
+        elif kind == "delete":
+            del content[i : i + what]
+        elif kind == "copy":
+            j = int(what * len(content))
+            content[i : i + 40] = content[j : j + 40]
+    return bytes(content)
+
+
+def for_all(n, strategies, check):
+    """check(*drawn) for n draws: the same ones each time, or, where there is more time, new ones."""
+    options = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+    settings(max_examples=n, derandomize=n <= 2000, **options)(given(*strategies)(check))()
+
+
+def outcome(read):
+    """What read() returns; None for the project's own error, which must be one sentence that can be shown."""
+    try:
+        return read()
+    except InputError as error:
+        message = str(error)
+    assert "\n" not in message
+    assert message.isprintable()
+    return None
+
+
+def npz_files(folder):
+    """Some files that can be read, and some that cannot."""
+    y = np.arange(4) % 10
+    grey = np.random.RandomState(0).randint(0, 256, (4, 28, 28)).astype(np.uint8)
+    arrays = {"x_train": grey, "y_train": y, "x_test": grey[:2], "y_test": y[:2]}
+    np.savez(folder / "plain.npz", **arrays)
+    np.savez_compressed(folder / "packed.npz", **arrays)
+    np.savez(folder / "channel.npz", **arrays | {"x_train": np.asfortranarray(grey)[..., None], "more": y})
+    np.savez(folder / "pickled.npz", **arrays | {"y_test": np.array([1, "2"], dtype=object)})
+    np.save(folder / "single.npy", grey)
+    return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+
+@pytest.mark.parametrize("n", CASES)
+def test_damaged_npz_files(tmp_path, n):
+    files = npz_files(tmp_path)
+    path = tmp_path / "damaged.npz"
+
+    def read(content):
+        path.write_bytes(content)
+        return outcome(lambda: data.read_npz(path, data.GREY))
+
+    wholes = [read(content) for content in files]
+    assert [whole is not None for whole in wholes] == [True, True, False, True, False]
+
+    def check(file, edits):
+        result = read(damage(files[file], edits))
+        assert result is None or same(result[3:], wholes[file][3:])
+
+    for_all(n, (st.integers(0, len(files) - 1), EDITS), check)
+
+
+ARRAYS = st.one_of(
+    st.builds(
+        lambda shape, dtype, fill: np.full(shape, fill).astype(dtype),
+        st.lists(st.sampled_from([0, 1, 2, 3, 28, 32]), max_size=4).filter(lambda shape: np.prod(shape) < 1e5),
+        st.sampled_from(["u1", "i1", "i8", ">i4", "u8", "f4", "f8", "?", "c8", "S3", "U2", "M8[s]"]),
+        st.sampled_from([0, 1, 9, 10, 255]),
+    ),
+    st.sampled_from([np.zeros((2, 28, 28), np.uint8), np.zeros((2, 28, 28, 1), np.uint8), np.arange(2)]),
+)
+
+
+@pytest.mark.parametrize("n", FEWER_CASES)
+def test_npz_files_of_other_arrays(tmp_path, n):
+    """Sound files whose arrays have any shape and type."""
+    path = tmp_path / "other.npz"
+
+    def check(arrays):
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+        result = outcome(lambda: data.read_npz(path, data.GREY))
+        if result is not None:
+            assert result.x_train.dtype == result.x_test.dtype == torch.uint8
+            assert result.x_train.shape == (len(result.y_train), 784)
+            assert result.x_test.shape == (len(result.y_test), 784)
+            assert min(result.y_train.min(), result.y_test.min()) >= 0
+            assert max(result.y_train.max(), result.y_test.max()) <= 9
+
+    for_all(n, (st.fixed_dictionaries(dict.fromkeys(("x_train", "y_train", "x_test", "y_test"), ARRAYS)),), check)
+
+
+@pytest.mark.parametrize("n", CASES)
+def test_damaged_idx_files(tmp_path, n):
+    """MNIST's format, plain and gzipped, with the checksum of the whole file: what is read is that file or nothing."""
+    content = b"\0\0\x08\x03" + b"\0\0\0\x02\0\0\0\x1c\0\0\0\x1c" + bytes(np.arange(2 * 784) % 256)
+    forms = {"images": content, "images.gz": gzip.compress(content)}
+    description = ("images", 16, len(content), hashlib.sha256(content).hexdigest())
+
+    def check(form, edits):
+        for name in forms:
+            (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / form).write_bytes(damage(forms[form], edits))
+        result = outcome(lambda: data.read_mnist_file(tmp_path, *description))
+        assert result is None or result.tobytes() == content[16:]
+        assert edits or result is not None
+
+    for_all(n, (st.sampled_from(sorted(forms)), EDITS), check)
+
+
+@pytest.mark.parametrize("n", CASES)
+def test_damaged_mat_files(tmp_path, monkeypatch, n):
+    folder = save_svhn(tmp_path / "svhn", monkeypatch)
+    path = folder / "test_32x32.mat"
+    content = path.read_bytes()
+    x, y = data.read_svhn_file(path)
+
+    def check(edits):
+        path.write_bytes(damage(content, edits))
+        result = outcome(lambda: data.read_svhn_file(path))
+        assert result is None or (result[0].equal(x) and result[1].equal(y))
+        assert edits or result is not None
+
+    for_all(n, (EDITS,), check)
+
+
+VALUES = st.one_of(
+    st.sampled_from(["0", "1", "2", "10", "-1", "1e400", "nan", "-inf", "0x10", "1_0", "٣", "", " 7 ", "1,10", "1,,2"]),
+    st.sampled_from(
+        ["auto", "cpu", "cuda", "glyphs", "mnist", "svhn", "x.npz", "\udcff.npz", "a\0b", "--z", "--", "-h"]
+    ),
+    st.integers(-(10**30), 10**30).map(str),
+    st.floats().map(str),
+    st.text(max_size=8),
+    st.integers(1, 9).map(lambda n: str(n) * 5000),
+)
+
+
+@pytest.mark.parametrize("n", CASES)
+def test_flags_of_any_kind(n):
+    scripts = ["run_vae", "run_gmvae", "run_ssvae", "run_fsvae"]
+    own = {name: runpy.run_path(str(ROOT / f"{name}.py"))["FLAGS"] for name in scripts}
+    names = sorted({f"--{flag[0]}" for flags in [SHARED_FLAGS, *own.values()] for flag in flags})
+    flags = st.one_of(
+        st.tuples(st.sampled_from(names), VALUES).map(list),
+        st.tuples(st.sampled_from(names), VALUES).map("=".join).map(lambda word: [word]),
+        VALUES.map(lambda word: [word]),
+    )
+
+    def check(script, argv):
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                found = parse_flags("", own[script], [word for flag in argv for word in flag])
+                code = None
+            except SystemExit as stop:
+                code = stop.code
+        if code is not None:
+            assert code == (0 if out.getvalue().startswith("usage: ") else 2)  # --help, a complaint
+            assert code == 0 or ": error: " in err.getvalue()
+            return
+        assert 1 <= found.z <= 1_000_000
+        assert 0 < found.lr < float("inf")
+        assert 0 <= found.seed < 2**63
+        assert all(1 <= m <= 5000 for m in found.iw_eval)
+        name = run_name("model", found, SimpleNamespace(name="data"), own=(), usual_data="mnist")
+        assert re.fullmatch(r"[\w=.+-]+", name, re.ASCII)
+        json.dumps(vars(found) | {"off_default": None}).encode()
+
+    for_all(n, (st.sampled_from(scripts), st.lists(flags, max_size=4)), check)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A folder with a small model's weights, in PyTorch's format and in its old one, and its training state."""
+    model = VAE(z_dim=1, x_dim=4, n_hidden=3)
+    optimizer = adam(model, 1e-3)
+    model.loss(torch.ones(2, 4))[0].backward()
+    optimizer.step()
+    checkpoints.save(tmp_path, 1, model, optimizer, {"z": 1}, 2.0)
+    torch.save(model.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    return tmp_path, model
+
+
+@pytest.mark.parametrize("n", CASES)
+def test_damaged_checkpoints(begun, n):
+    folder, model = begun
+    files = [(folder / name).read_bytes() for name in ("model-00001.pt", "old.pt")]
+    path = folder / "damaged.pt"
+
+    def check(file, edits):
+        path.write_bytes(damage(files[file], edits))
+        other = VAE(z_dim=1, x_dim=4, n_hidden=3)
+        before = {key: value.clone() for key, value in other.state_dict().items()}
+        loaded = outcome(lambda: checkpoints.load_weights(other, path) or True)
+        after = other.state_dict()
+        if not loaded:
+            assert same(before, after)
+        elif file == 0:
+            assert same(dict(model.state_dict()), dict(after))
+        assert all(value.isfinite().all() for value in after.values())  # the old format has no checksums
+        assert edits or loaded
+
+    for_all(n, (st.sampled_from([0, 0, 1]), EDITS), check)
+
+
+@pytest.mark.parametrize("n", CASES)
+def test_damaged_training_states(begun, n):
+    folder, model = begun
+    path = folder / "training.pt"
+    whole = path.read_bytes()
+
+    def check(edits):
+        path.write_bytes(damage(whole, edits))
+        other = VAE(z_dim=1, x_dim=4, n_hidden=3)
+        resumed = outcome(lambda: checkpoints.resume(folder, other, adam(other, 1e-3), {"z": 1}))
+        assert resumed is None or (resumed == (1, 2.0) and same(dict(model.state_dict()), dict(other.state_dict())))
+        assert edits or resumed
+
+    for_all(n, (EDITS,), check)
+
+
+TREES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("n", FEWER_CASES)
+def test_sound_training_states_of_other_contents(begun, n):
+    """A file that PyTorch reads, in which one entry at some depth is something else."""
+    folder, _ = begun
+    path = folder / "training.pt"
+    keys = st.sampled_from(
+        ["step", "seconds", "weights", "optimizer", "random", "flags", "state", 0, "exp_avg", "cpu", "z"]
+    )
+
+    def check(way, value):
+        state = torch.load(folder / "model-00001.pt", weights_only=True)
+        state = {
+            "step": 1,
+            "seconds": 2.0,
+            "weights": state,
+            "optimizer": {"state": {}},
+            "random": {"cpu": torch.get_rng_state()},
+            "flags": {"z": 1},
+        }
+        inner = state
+        for key in way[:-1]:
+            inner = inner.setdefault(key, {})
+            if not isinstance(inner, dict):
+                return
+        inner[way[-1]] = value
+        torch.save(state, path)
+        other = VAE(z_dim=1, x_dim=4, n_hidden=3)
+        outcome(lambda: checkpoints.resume(folder, other, adam(other, 1e-3), {"z": 1}))
+
+    for_all(n, (st.lists(keys, min_size=1, max_size=3), TREES), check)
+
+
+@pytest.mark.parametrize("n", FEWER_CASES)
+def test_results_of_other_contents(tmp_path, n):
+    """A results.json that holds anything: what is kept of it is a dict of splits, which can be added to."""
+    run = SimpleNamespace(logs=tmp_path)
+    part = st.one_of(TREES, st.dictionaries(st.sampled_from(["subset", "test"]), TREES))
+
+    def check(step, results):
+        (tmp_path / "results.json").write_text(json.dumps({"step": step, "results": results, "flags": {}}))
+        for split in recorded(run, 1).get("results", {}).values():
+            split["nelbo"] = 1
+
+    for_all(n, (st.one_of(st.just(1), TREES), part), check)

@@ -1,0 +1,120 @@
+"""Run scripts in processes of their own, to be killed: by a signal, or by themselves in the middle of a write.
+
+They are forked from a process that has imported everything already, so that a test can afford dozens of them.
+"""
+
+import io
+import multiprocessing
+import os
+import resource
+import runpy
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torch._dynamo  # which an optimiser imports at its first use, in a second
+from tensorboardX.record_writer import RecordWriter
+from tqdm import tqdm
+
+from codebase import checkpoints, content, experiment, train
+
+ROOT = Path(__file__).parent.parent
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["victim"])
+
+
+def start(folder, args, die_at=None, disk=None):
+    """Start a script, args[0], in a folder. Its output is in folder/output.txt then. Returns the process.
+
+    die_at: the write at which it kills itself: in the middle of a file or event, before it is flushed, before and after
+    it is renamed, before an old file is deleted. disk: how many bytes a file can have, as if the disk were full then.
+    """
+    process = FORKS.Process(target=run, args=(folder, [*map(str, args)], die_at, disk))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # of the process that they are forked from
+        process.start()
+    return process
+
+
+def run(folder, args, die_at, disk):
+    os.chdir(folder)
+    output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(stream, "w", closefd=False)) for stream in (1, 2))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its usual one has a semaphore, which nobody would take back from the killed
+    train.LOG_EVERY = 7
+    content.STEPS = 5
+    if die_at is not None:
+        die_at_write(die_at)
+    if disk is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
+    sys.argv = args
+    runpy.run_path(str(ROOT / args[0]), run_name="__main__")
+
+
+def die_at_write(n):
+    """SIGKILL at the n-th of the places at which writes can be cut."""
+    passed = [0]
+
+    def here():
+        passed[0] += 1
+        return passed[0] == n
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def cut(module, name, after=False):
+        function = getattr(module, name)
+
+        def cut_function(*args, **kwargs):
+            if here():
+                die()
+            result = function(*args, **kwargs)
+            if after and here():
+                die()
+            return result
+
+        setattr(module, name, cut_function)
+
+    class Half:
+        """A file of which only the first half of what is written arrives."""
+
+        def __init__(self, *args):
+            self.file = io.FileIO(*args)
+
+        def write(self, content):
+            if here():
+                self.file.write(content[: len(content) // 2])
+                self.file.flush()
+                die()
+            return self.file.write(content)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    def write_event(self, event):
+        if here():
+            write_whole(self, event)
+            self._writer.flush()
+            os.truncate(self.path, os.path.getsize(self.path) - len(event) // 2)
+            die()
+        write_whole(self, event)
+
+    write_whole, RecordWriter.write = RecordWriter.write, write_event
+    checkpoints.open = Half
+    cut(os, "fsync")
+    cut(os, "replace", after=True)
+    cut(experiment.checkpoints, "prune")
+    cut(Path, "unlink")
