@@ -325,7 +325,7 @@ def run_main(main):
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(t in str(error) for t in NO_MEMORY):
             raise
-        sys.exit(fail(f"out of memory: {str(error).splitlines()[0]} Smaller numbers in the flags need less.", 2))
+        sys.exit(fail("there is not enough memory for this: smaller numbers in the flags need less.", 2))
     except KeyboardInterrupt:
         sys.exit(130)
 

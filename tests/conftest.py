@@ -112,6 +112,16 @@ def same(a, b):
     return a.equal(b) if isinstance(a, torch.Tensor) else a == b
 
 
+class Trap:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
 class LinearGaussian(VAE):
     """A VAE whose log p(x) is known: p(z) = N(0, I), p(x|z) = N(x; W z, s I) with orthogonal columns of W, in float64.
 

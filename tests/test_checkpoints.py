@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from conftest import ROOT, same
+from conftest import ROOT, Trap, same
 
 from codebase import InputError, checkpoints
 from codebase.models.vae import VAE
@@ -128,16 +128,6 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(saved, change, com
     with pytest.raises(InputError, match=f"bad.pt does not fit a VAE .*{complaint}"):
         checkpoints.load_weights(other, folder / "bad.pt")
     assert all(before[key].equal(value) for key, value in other.state_dict().items())
-
-
-class Trap:
-    """Unpickled, it would make a folder."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 def test_what_is_no_checkpoint_is_named_and_never_executed(saved):

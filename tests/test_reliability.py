@@ -1,22 +1,33 @@
 """What docs/reliability.md says: runs that are killed, stopped, short of disk space or of memory, or started twice."""
 
+import fcntl
 import json
 import os
 import random
 import re
 import signal
+import struct
+import subprocess
+import sys
+import termios
 import time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import victim
-from conftest import contents, same, save_digits
+from conftest import ROOT, Trap, contents, same, save_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from codebase import checkpoints
+from codebase import checkpoints, content
+from codebase.models.vae import VAE
 
 SCRIPTS = ["run_vae.py", "run_gmvae.py", "run_ssvae.py", "run_fsvae.py"]
+ALL_OF_THEM = pytest.mark.parametrize(
+    "name", ["run_vae.py", *(pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS[1:])]
+)
 
 
 @pytest.fixture
@@ -156,7 +167,7 @@ def test_a_signal_finishes_the_step_and_saves_it(tmp_path, flags, name, number, 
     assert same(*(state["weights"] for state in states))
 
 
-@pytest.mark.parametrize("name", ["run_vae.py", *(pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS[1:])])
+@ALL_OF_THEM
 def test_a_second_start_is_refused_while_the_first_lives(tmp_path, flags, name):
     """Before there is a checkpoint; a process that was killed does not keep the run."""
     first = victim.start(tmp_path, [*flags(name), "--iter_save", 10**6])
@@ -164,8 +175,8 @@ def test_a_second_start_is_refused_while_the_first_lives(tmp_path, flags, name):
     before = {path: what for path, what in contents(tmp_path / "checkpoints").items() if path.suffix == ".pt"}
     for more in ([], ["--resume", 1], ["--overwrite", 1]):
         second = victim.start(tmp_path, [*flags(name), *more])
-        second.join()
-        assert second.exitcode == 2
+        second.join(timeout=60)
+        assert second.exitcode == 2, output(tmp_path)
         assert "is in use: another process is training this run" in output(tmp_path).splitlines()[-1]
     assert before.items() <= contents(tmp_path / "checkpoints").items()
     first.kill()
@@ -175,7 +186,7 @@ def test_a_second_start_is_refused_while_the_first_lives(tmp_path, flags, name):
     assert third.exitcode == 0, output(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["run_vae.py", *(pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS[1:])])
+@ALL_OF_THEM
 def test_a_full_disk_is_an_error_and_leaves_the_last_checkpoint_whole(tmp_path, flags, name):
     """A limit of the size of files, which is met by curves, pictures, weights and the training state in turn."""
     process = victim.start(tmp_path, [*flags(name), "--iter_max", 30])
@@ -202,3 +213,233 @@ def test_a_full_disk_is_an_error_and_leaves_the_last_checkpoint_whole(tmp_path, 
     process = victim.start(tmp_path, [*flags(name), "--resume", 1, "--iter_max", 60])  # as it says
     process.join()
     assert process.exitcode == 0
+
+
+@pytest.fixture
+def trained(script, flags, monkeypatch):
+    """trained('run_vae.py') trains 30 steps, saved at 20 and 30. Returns (call with more flags, checkpoints, logs)."""
+    monkeypatch.setattr(content, "STEPS", 5)
+
+    def of(name):
+        usual = flags(name)
+        assert script(*usual, "--iter_max", 30)[0] == 0
+        (folder,) = Path("checkpoints").glob("*_run=0000")
+        return partial(script, *usual), folder, Path("logs", folder.name)
+
+    return of
+
+
+@ALL_OF_THEM
+def test_damaged_files_are_named_with_what_is_whole_and_how_to_use_it(trained, name):
+    call, folder, _ = trained(name)
+    weights, state = folder / "model-00030.pt", folder / "training.pt"
+    for path, args in ((weights, ["--train", 0, "--iw_eval", 2]), (state, ["--resume", 1, "--iter_max", 40])):
+        whole = path.read_bytes()
+        for damaged in (
+            b"",
+            b"hello",
+            whole[:1000],
+            whole[:-100],
+            whole[: len(whole) // 2] + b"x" + whole[len(whole) // 2 + 1 :],
+        ):
+            path.write_bytes(damaged)
+            code, _, err = call(*args)
+            assert code == 2
+            assert len(err.splitlines()) == 1
+            assert f"error: {path} is not a checkpoint that can be read safely (" in err
+            assert path.read_bytes() == damaged
+            if path == weights:
+                assert err.endswith(". That of step 20 is whole: --iter_max 20 takes it.\n")
+            else:
+                assert "training-previous.pt, of step 20, is whole: delete training.pt, and --resume 1 goes on" in err
+        if path == weights:
+            code, out, _ = call(*args, "--iter_max", 20)  # as it says
+            assert code == 0
+            path.write_bytes(whole)
+    state.unlink()
+    code, out, _ = call("--resume", 1, "--iter_max", 40)
+    assert code == 0
+    assert "resuming after step 20\n" in out
+    assert torch.load(folder / "training.pt", weights_only=True)["step"] == 40
+
+
+@ALL_OF_THEM
+def test_weights_of_another_model_and_of_another_z(trained, script, tmp_path, name):
+    call, folder, _ = trained(name)
+    usual = call.args
+    for wrong in (VAE(z_dim=3, x_dim=9).state_dict(), {"z": torch.zeros(3)}, {}):
+        torch.save(wrong, folder / "model-00030.pt")
+        code, _, err = call("--train", 0)
+        assert code == 2
+        assert f"model-00030.pt does not fit a {name[4:-3].upper()} with these flags: " in err
+        assert "That of step 20 is whole: --iter_max 20 takes it." in err
+        code, _, err = call("--resume", 1, "--iter_max", 40)
+        assert code == 2
+        assert "model-00030.pt does not fit a " in err
+        assert err.endswith(" --resume 1 can do without it: move it away.\n")
+    code, _, err = script(
+        *[3 if flag == 2 else flag for flag in usual], "--train", 0, "--checkpoint", folder / "model-00020.pt"
+    )
+    assert code == 2
+    assert "model-00020.pt does not fit a" in err
+    assert re.search(r"[\w.]+ is \(.*\) instead of \(.*\)", err)
+
+
+@ALL_OF_THEM
+def test_resume_with_other_flags_than_the_run_began_with(trained, script, flags, name):
+    """In the folder of that name there is nothing; the run that was meant is named, and what differs."""
+    call, folder, _ = trained(name)
+    for args, differences in (
+        (["--lr", 0.01], "--lr was 0.001 and is 0.01"),
+        (["--seed", 5], "--seed was 0 and is 5"),
+        (["--z", 3, "--batch_size", 20], "--z was 2 and is 3, --batch_size was 10 and is 20"),
+    ):
+        for action in (["--resume", 1], ["--train", 0]):
+            code, _, err = call(*args, *action)
+            assert code == 2
+            assert f"{folder}" in err
+            assert all(difference in err for difference in differences.split(", "))
+            assert err.count(" was ") == len(differences.split(", "))
+    assert [path for path in Path("checkpoints").iterdir() if path.is_dir()] == [folder]
+    moved = Path(str(folder).replace("_z=2", "_z=3"))
+    folder.rename(moved)
+    code, _, err = call("--z", 3, "--resume", 1)
+    assert code == 2
+    assert "training.pt is of a run that began with other flags: --z was 2 and is 3." in err
+    moved.rename(folder)
+    assert (
+        call("--resume", 1, "--iter_max", 31, "--iter_save", 5, "--keep", 0, "--iw_eval", 3, "--device", "auto")[0] == 0
+    )
+
+
+@ALL_OF_THEM
+def test_evaluating_twice_and_deterministic_algorithms_give_the_same_numbers(trained, script, flags, name):
+    call, folder, logs = trained(name)
+    results = []
+    for _ in range(2):
+        assert call("--train", 0, "--iw_eval", "1,3", "--full", 1)[0] == 0
+        results.append(
+            (json.loads((logs / "results.json").read_text())["results"], (logs / "samples.png").read_bytes())
+        )
+    assert results[0] == results[1]
+    weights = torch.load(folder / "model-00030.pt", weights_only=True)
+    try:
+        assert call("--overwrite", 1, "--iter_max", 30, "--deterministic", 1)[0] == 0
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same(dict(weights), dict(torch.load(folder / "model-00030.pt", weights_only=True)))
+
+
+def test_weights_that_overflow_are_no_result(trained):
+    """Finite weights whose bounds are not: an error, not a number."""
+    call, folder, logs = trained("run_vae.py")
+    weights = torch.load(folder / "model-00030.pt", weights_only=True)
+    weights["enc.net.4.bias"] += 1e38
+    torch.save(weights, folder / "model-00030.pt")
+    before = (logs / "results.json").read_bytes()
+    code, _, err = call("--train", 0)
+    assert code == 1
+    assert "error: a bound is not finite for 100 of 100 images: these weights overflow float32." in err
+    assert (logs / "results.json").read_bytes() == before
+
+
+def test_results_that_cannot_be_read_are_made_again(trained):
+    call, _, logs = trained("run_vae.py")
+    before = json.loads((logs / "results.json").read_text())["results"]
+    for damaged in ("", "{", "[]", '{"step": 30}', '{"step": 30, "results": {"subset": 3}}'):
+        (logs / "results.json").write_text(damaged)
+        assert call("--train", 0, "--iw_eval", 2)[0] == 0
+        after = json.loads((logs / "results.json").read_text())["results"]
+        assert after["test"] == before["test"]
+
+
+def test_too_little_memory_is_a_sentence(trained, monkeypatch):
+    """In the words of PyTorch's allocators."""
+    call, *_ = trained("run_vae.py")
+
+    def fail():
+        torch.empty(2**45)
+
+    for error in (fail, lambda: torch.empty(2**62, 2**62), lambda: bytearray(2**62)):
+        monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x, y=None, error=error: error())
+        code, _, err = call("--run", 1)
+        assert code == 2
+        assert "error: there is not enough memory for this: smaller numbers" in err.splitlines()[-1]
+    monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x, y=None: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):  # what is a mistake in the code stays one
+        call("--run", 2)
+
+
+def test_who_reads_what_is_printed_may_leave(tmp_path, flags):
+    """As in `python run_vae.py | head -1`."""
+    command = [sys.executable, ROOT / "run_vae.py", *flags("run_vae.py")[1:], "--iter_max", "5"]
+    with subprocess.Popen(
+        [*map(str, command)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == 141
+    assert newest_state(tmp_path)["step"] == 5
+
+
+def test_a_terminal_that_is_closed(tmp_path, flags):
+    """The kernel sends SIGHUP, and nothing can be printed any more: the step is saved."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, ROOT / "run_vae.py", *flags("run_vae.py")[1:], "--iter_save", 10**6]
+
+    def take_terminal():
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # or the bar shows nothing
+
+    process = subprocess.Popen(
+        [*map(str, command)], cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal
+    )
+    os.close(theirs)
+    while b"it/s" not in os.read(ours, 10_000):
+        assert process.poll() is None
+    os.close(ours)
+    assert process.wait(timeout=60) == 129
+    assert newest_state(tmp_path)["step"] > 0
+
+
+def test_nothing_is_unpickled_executed_or_listened_for(tmp_path, flags):
+    """Python's audit events of a training and an evaluation, with files that would execute code among those read."""
+    watch = tmp_path / "watch.py"
+    watch.write_text(
+        f"""
+import runpy, sys, torch, torchvision.utils
+events = ["socket.bind", "socket.listen", "socket.connect"]
+events += ["os.system", "os.exec", "subprocess.Popen", "pickle.find_class"]
+def hook(event, args):
+    if event in events:
+        print("AUDIT", event, args[1] if event == "subprocess.Popen" else args, file=sys.stderr)
+sys.addaudithook(hook)
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    )
+
+    def run(*args):
+        command = [sys.executable, watch, ROOT / args[0], *args[1:]]
+        done = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, {line for line in done.stderr.splitlines() if line.startswith("AUDIT")}
+
+    usual = flags("run_vae.py")
+    git = "AUDIT subprocess.Popen ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']"
+    assert run(*usual, "--iter_max", 3, "--train", 2, "--iw_eval", 2) == (0, {git})
+    torch.save({"enc": Trap(tmp_path / "sprung")}, tmp_path / "trap.pt")
+    assert run(*usual, "--train", 0, "--checkpoint", "trap.pt") == (2, {git})
+    np.savez(
+        tmp_path / "trap.npz",
+        **{name: np.array([Trap(tmp_path / "sprung")]) for name in ("x_train", "y_train", "x_test", "y_test")},
+    )
+    assert run("run_vae.py", "--dataset", "trap.npz")[0] == 2
+    (folder,) = tmp_path.glob("checkpoints/*")
+    torch.save({"step": Trap(tmp_path / "sprung")}, folder / "training.pt")
+    assert run(*usual, "--resume", 1) == (2, {git})
+    assert not (tmp_path / "sprung").exists()
