@@ -14,7 +14,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import victim
@@ -434,12 +433,4 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert run(*usual, "--iter_max", 3, "--train", 2, "--iw_eval", 2) == (0, {git})
     torch.save({"enc": Trap(tmp_path / "sprung")}, tmp_path / "trap.pt")
     assert run(*usual, "--train", 0, "--checkpoint", "trap.pt") == (2, {git})
-    np.savez(
-        tmp_path / "trap.npz",
-        **{name: np.array([Trap(tmp_path / "sprung")]) for name in ("x_train", "y_train", "x_test", "y_test")},
-    )
-    assert run("run_vae.py", "--dataset", "trap.npz")[0] == 2
-    (folder,) = tmp_path.glob("checkpoints/*")
-    torch.save({"step": Trap(tmp_path / "sprung")}, folder / "training.pt")
-    assert run(*usual, "--resume", 1) == (2, {git})
     assert not (tmp_path / "sprung").exists()
