@@ -70,7 +70,8 @@ def sync_names(folder):
 def locked(folder):
     """Inside, the folder is this process's to train in; it is made if need be. InputError where it is another's.
 
-    The operating system takes the lock back from a process that ends, however it ends.
+    The operating system takes the lock back from a process that ends, however it ends. Some network file systems have
+    no locks: that is said, and left to the user.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
@@ -80,6 +81,8 @@ def locked(folder):
         raise InputError(
             f"{folder} is in use: another process is training this run. Stop that one first, or train another (--run)."
         ) from error
+    except NotImplementedError:
+        print(f"{folder} is on a file system without locks: see to it that no other process trains this run")
     try:
         yield
     finally:
@@ -258,7 +261,7 @@ def resume(folder, model, optimizer, flags):
     if beside.exists():
         try:
             weights = fitting(model, read(beside), beside)
-            same = all(value.equal(weights[key]) for key, value in read(paths[0])["weights"].items())
+            same = all(value.cpu().equal(weights[key]) for key, value in model.state_dict().items())
             wrong = "" if same else f"{beside} does not hold the weights that {paths[0].name} beside it goes on from."
         except InputError as error:
             wrong = str(error)

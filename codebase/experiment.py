@@ -236,7 +236,7 @@ def of_other_flags(run):
     model, now = run.name.partition("_")[0], experiment(run.flags, run.data)
     found = []
     for path in sorted(run.checkpoints.parent.glob(f"{model}_*run={run.flags.run:04d}/training.pt")):
-        with contextlib.suppress(InputError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(Exception):  # the file may be damaged, and hold anything
             other = checkpoints.differences(checkpoints.read(path)["flags"], now)
             found.append((other.count("--"), f"of the run in {path.parent}, {other}"))
     return min(found, default=(0, ""))[1]

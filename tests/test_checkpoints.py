@@ -345,3 +345,12 @@ def test_prune_keeps_what_was_just_saved_and_all_that_is_later(tmp_path):
     checkpoints.weights_path(tmp_path, 27).touch()
     checkpoints.prune(tmp_path, 27, keep=1, iter_save=5)
     assert checkpoints.steps(tmp_path) == [20, 27, 40]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    def acquire(self, timeout):
+        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with checkpoints.locked(tmp_path):
+        assert "without locks: see to it that no other process" in capsys.readouterr().out

@@ -23,8 +23,8 @@ from codebase.models.vae import VAE
 from codebase.results import recorded
 from codebase.train import adam
 
-CASES = [2000, pytest.param(20_000, marks=pytest.mark.slow)]
-FEWER_CASES = [500, pytest.param(5000, marks=pytest.mark.slow)]  # of what is beside the readers of files and flags
+CASES = [2000, pytest.param(10_000, marks=pytest.mark.slow)]
+FEWER_CASES = [500, pytest.param(2500, marks=pytest.mark.slow)]  # of what is beside the readers of files and flags
 
 PLACES = st.floats(0, 1, exclude_max=True)
 EDITS = st.lists(
