@@ -23,9 +23,9 @@ def read_runs(folder):
                 complaints.append(f"{path}: not finished")
                 continue
             experiment = f"{path.parent.name.rpartition('_run=')[0]}, {record['step']:,} steps"
-            record["flags"]["run"], record["flags"]["seed"], record["results"].items()  # what the table will ask for
+            table([record])  # so that what cannot be shown is found here
             experiments.setdefault(experiment, []).append(record)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             complaints.append(f"{path}: cannot be read ({error!r})")
     return experiments, complaints
 

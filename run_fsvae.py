@@ -14,12 +14,12 @@ import torch
 
 from codebase import InputError, content, data, pictures
 from codebase.experiment import draw_styles, open_run, run_main, train_or_load
-from codebase.flags import IW, parse_flags, size, whole
+from codebase.flags import IW, parse_flags, size, text, whole
 from codebase.models.fsvae import FSVAE
 from codebase.results import report, report_content
 
 FLAGS = [  # name, default, type or choices, what it is
-    ("dataset", "auto", str, "auto, svhn, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"),
+    ("dataset", "auto", text, "auto, svhn, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"),
     ("split", "extra", tuple(data.SVHN_SPLITS), "SVHN's training images: extra, train, or train+extra"),
     ("z", 10, size, "dimension of the latent z"),
     ("iter_max", 1_000_000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),

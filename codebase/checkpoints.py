@@ -6,6 +6,7 @@ weights_only=True: nothing in them is executed.
 """
 
 import contextlib
+import errno
 import io
 import math
 import os
@@ -91,7 +92,9 @@ def locked(folder):
 
 def clear(folder):
     """Delete all that is in a run's folder, but for the lock."""
-    for path in Path(folder).glob("*"):
+    for path in Path(folder).iterdir():
+        if path.name == ".lock":
+            continue
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -181,11 +184,32 @@ def read(path):
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist.") from error
     except Exception as error:  # a damaged file makes torch and zipfile raise a dozen kinds of them
+        if of_the_system(error):
+            raise
         raise InputError(f"{path} is not a checkpoint that can be read safely ({reason(error)}).") from error
+
+
+def of_the_system(error):
+    """Is it an error of the disk or of access, which says nothing of what a file holds?"""
+    kinds = (errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+    return isinstance(error, OSError) and error.errno in kinds
+
+
+# What PyTorch calls an allocation that fails, with the class RuntimeError; the last is from its writer of archives.
+NO_MEMORY = ("allocate memory", "not enough memory", "Storage size calculation overflowed", "CUDA error: out of memory")
+NO_MEMORY += ("CUBLAS_STATUS_ALLOC_FAILED", "unexpected pos")
+
+
+def of_memory(error):
+    """Is it an allocation that failed?"""
+    named = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+    return named or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 def reason(error):
     """Why PyTorch refuses a file, in a few words; its long advice how to read it unsafely all the same is left out."""
+    if of_memory(error):
+        return "there is too little memory for it, or it is damaged"
     if isinstance(error, EOFError):
         return "it ends too soon"
     if isinstance(error, pickle.UnpicklingError):
@@ -224,13 +248,25 @@ def fitting(model, weights, path):
 
 def is_plain(value):
     """Is it a tensor of floating-point numbers, stored one by one?"""
-    return isinstance(value, torch.Tensor) and value.layout == torch.strided and value.is_floating_point()
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def newest_whole(folder, model):
+    """The last step of which there are weights that the model takes; None where there are none."""
+    for step in reversed(steps(folder)):
+        path = weights_path(folder, step)
+        with contextlib.suppress(InputError):
+            fitting(model, read(path), path)
+            return step
+    return None
 
 
 def differences(then, now):
-    """How the flags of a run, a dict, differ from those of now, in words. What only one of them has is left out."""
+    """How the flags of a run, a dict, differ from those of now: a list of words. What only one has is left out."""
     other = [name for name in then if name in now and then[name] != now[name]]
-    return ", ".join(f"--{name} was {then[name]} and is {now[name]}" for name in other)
+    return [f"--{name} was {then[name]} and is {now[name]}" for name in other]
 
 
 def resume(folder, model, optimizer, flags):
@@ -254,9 +290,13 @@ def resume(folder, model, optimizer, flags):
                 step, _ = restore(path, model, optimizer, flags)
             except InputError:
                 continue
-            hint = f"{path}, of step {step:,}, is whole: delete {paths[0].name}, and --resume 1 goes on from there."
+            hint = f"{path}, of step {step:,}, is whole: move {paths[0].name} away, and --resume 1 goes on from there."
             raise InputError(f"{error} {hint}") from error
-        raise
+        step = newest_whole(folder, model)
+        hint = (
+            "" if step is None else f" The weights of step {step:,} are whole: --train 0 --iter_max {step} takes them."
+        )
+        raise InputError(f"{error}{hint}") from error
     beside = weights_path(folder, step)
     if beside.exists():
         try:
@@ -279,7 +319,7 @@ def restore(path, model, optimizer, flags):
             raise ValueError(f"step {step!r} after {seconds!r} s")
         other = differences(state["flags"], flags)
         if other:
-            raise InputError(f"{path} is of a run that began with other flags: {other}.")
+            raise InputError(f"{path} is of a run that began with other flags: {', '.join(other)}.")
         weights = fitting(model, state["weights"], path)
         moments = fitting_moments(optimizer, state["optimizer"]["state"], step)
         restore_random_state(state["random"])
@@ -289,7 +329,7 @@ def restore(path, model, optimizer, flags):
     except InputError:
         raise
     except Exception as error:  # as in `read`: the file may hold anything
-        raise InputError(f"{path} is not the training state of this run ({error!r}).") from error
+        raise InputError(f"{path} is not the training state of this run ({reason(error)}).") from error
     return step, seconds
 
 
@@ -300,6 +340,8 @@ def fitting_moments(optimizer, moments, step):
     """
     parameters = optimizer.param_groups[0]["params"]
     for i, moment in moments.items():
+        if i not in range(len(parameters)):
+            raise ValueError(f"there is no parameter {i}")
         shapes = {"step": torch.Size(), "exp_avg": parameters[i].shape, "exp_avg_sq": parameters[i].shape}
         if not all(map(is_plain, moment.values())) or {key: value.shape for key, value in moment.items()} != shapes:
             raise ValueError(f"the optimizer's state of parameter {i} does not fit")

@@ -290,7 +290,10 @@ def read_npz(path, shape):
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; --dataset takes the path of an .npz file.") from error
     except Exception as error:  # a damaged file makes numpy and zipfile raise a dozen kinds of them
-        raise InputError(f"{path} is not a readable .npz file of plain arrays ({error}).") from error
+        if isinstance(error, PermissionError):
+            raise
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{path} is not a readable .npz file of plain arrays ({reason}).") from error
 
     missing = [name for name in names if name not in arrays]
     if missing:

@@ -122,6 +122,9 @@ def draw_styles(run, model, y, writer, step):
     pictures.show("samples", pictures.grid(images, run.data.shape), run.logs, writer, step)
 
 
+KEPT = contextlib.ExitStack()  # what a run holds until its script ends: its lock, as the report, too, is written then
+
+
 def train_or_load(run, model, batches, draw):
     """Give the model its weights: train it as the flags say, or load them (--train 0). Saves, logs, draws on the way.
 
@@ -137,8 +140,8 @@ def train_or_load(run, model, batches, draw):
     akin = None if not run.flags.resume or run.checkpoints.exists() else of_other_flags(run)
     if akin:
         raise InputError(f"there is no {run.checkpoints} to resume; {akin}. Without --resume 1 a new run begins.")
-    with checkpoints.locked(run.checkpoints):
-        train_run(run, model, batches, draw)
+    KEPT.enter_context(checkpoints.locked(run.checkpoints))
+    train_run(run, model, batches, draw)
 
 
 def train_run(run, model, batches, draw):
@@ -201,9 +204,11 @@ def begin(run, model, optimizer):
     """
     folder, flags = run.checkpoints, run.flags
     there, done = checkpoints.states(folder), checkpoints.steps(folder)
-    if done and not (flags.resume or flags.overwrite):
+    saved = done or len(there) > 1 or there[:1] == [folder / "training-previous.pt"]  # more than the state of step 0
+    if saved and not (flags.resume or flags.overwrite):
+        at = f", at step {done[-1]:,}" if done else ""
         raise InputError(
-            f"{folder} holds a run already, at step {done[-1]:,}: --resume 1 goes on with it, --train 0 evaluates it, "
+            f"{folder} holds a run already{at}: --resume 1 goes on with it, --train 0 evaluates it, "
             f"--run {flags.run + 1} trains another, --overwrite 1 deletes it and starts afresh."
         )
     resuming = flags.resume and (there or done)
@@ -215,8 +220,12 @@ def begin(run, model, optimizer):
     run.logs.mkdir(parents=True, exist_ok=True)  # now, so that what forbids it does so before the training
     for each in (folder, run.logs):
         checkpoints.sweep(each)
-        if flags.overwrite:
-            checkpoints.clear(each)
+    if not resuming:
+        for path in reversed(there):  # first of all, so that what is deleted by halves is not gone on with
+            path.unlink()
+    if flags.overwrite:
+        checkpoints.clear(run.logs)
+        checkpoints.clear(folder)
     if not resuming:
         start, seconds = 0, 0.0
         checkpoints.save(folder, 0, model, optimizer, experiment(flags, run.data), 0.0)
@@ -238,7 +247,7 @@ def of_other_flags(run):
     for path in sorted(run.checkpoints.parent.glob(f"{model}_*run={run.flags.run:04d}/training.pt")):
         with contextlib.suppress(Exception):  # the file may be damaged, and hold anything
             other = checkpoints.differences(checkpoints.read(path)["flags"], now)
-            found.append((other.count("--"), f"of the run in {path.parent}, {other}"))
+            found.append((len(other), f"of the run in {path.parent}, {', '.join(other) or 'no flag differs'}"))
     return min(found, default=(0, ""))[1]
 
 
@@ -289,7 +298,7 @@ def load(run, model):
     try:
         checkpoints.load_weights(model, path)
     except InputError as error:
-        other = run.flags.checkpoint is None and newest_whole(run.checkpoints, model)
+        other = run.flags.checkpoint is None and checkpoints.newest_whole(run.checkpoints, model)
         raise InputError(
             f"{error} That of step {other:,} is whole: --iter_max {other} takes it." if other else error
         ) from error
@@ -297,37 +306,30 @@ def load(run, model):
     run.record.update(recorded(run, run.record.get("step")))
 
 
-def newest_whole(folder, model):
-    """The last step of which there are weights that the model takes; None where there are none."""
-    for step in reversed(checkpoints.steps(folder)):
-        with contextlib.suppress(InputError):
-            checkpoints.load_weights(model, checkpoints.weights_path(folder, step))
-            return step
-    return None
-
-
-# What an allocation that fails is called, by PyTorch for a CPU: the class is RuntimeError.
-NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
-
-
 def run_main(main):
     """Call main() as a script: what the user can mend ends it with a sentence and code 2, Ctrl-C with 130."""
+    if sys.stdout is None or sys.stderr is None:  # closed, as by >&-
+        nowhere = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     sys.stdout.reconfigure(errors="backslashreplace")  # a character that the terminal lacks is no reason to fail
     try:
         main()
     except BrokenPipeError:  # whoever read what is printed has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         sys.exit(128 + 13)  # as if by SIGPIPE
     except (InputError, OSError) as error:
         sys.exit(fail(error, 2))
     except NonFiniteError as error:
         sys.exit(fail(error, 1))
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(t in str(error) for t in NO_MEMORY):
+        if not checkpoints.of_memory(error):
             raise
         sys.exit(fail("there is not enough memory for this: smaller numbers in the flags need less.", 2))
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        KEPT.close()
 
 
 def fail(error, code):

@@ -29,10 +29,10 @@ def positive(text):
 
 
 def weight(text):
-    """A flag's type: a finite number from 0 on; an int where it is whole."""
+    """A flag's type: a number from 0 to a billion; an int where it is whole."""
     value = number(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    if not 0 <= value <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1,000,000,000")
     return int(value) if value.is_integer() else value
 
 

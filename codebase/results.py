@@ -44,15 +44,15 @@ def recorded(run, step):
         record = json.loads((run.logs / "results.json").read_text())
         kept = {key: record[key] for key in ("flags", "step", "trained", "results") if key in record}
         splits = kept["results"].values()
-        return kept if kept["step"] == step and all(isinstance(split, dict) for split in splits) else {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return kept if kept.get("step") == step and all(isinstance(split, dict) for split in splits) else {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 
 def write_results(run):
     """Write run.record to results.json."""
     run.logs.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(run.record, indent=1, ensure_ascii=False).encode()
+    text = json.dumps(run.record, indent=1, ensure_ascii=False).encode(errors="backslashreplace")
     checkpoints.write_atomically(run.logs / "results.json", lambda file: file.write(text))
 
 

@@ -1,6 +1,8 @@
 """The training loop. It knows a model only by model.loss(*batch) -> (loss, {tag: value})."""
 
+import contextlib
 import math
+import sys
 import time
 
 import torch
@@ -9,6 +11,21 @@ from tqdm import tqdm
 from codebase import NonFiniteError
 
 LOG_EVERY = 100  # steps between two points of a curve, and between two looks at the loss: each is a device sync
+
+
+class Lasting:
+    """Standard error for a progress bar: whoever reads it may leave, the training goes on."""
+
+    def write(self, text):
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name):
+        return getattr(sys.stderr, name)
 
 
 def adam(model, lr):
@@ -36,7 +53,8 @@ def train(
     began = time.monotonic()
     step = start
     points = []  # the loss and its terms at each step since the last look, on the device
-    with tqdm(total=iter_max, initial=start, mininterval=0.5, unit="it", disable=start >= iter_max) as bar:
+    bar = tqdm(total=iter_max, initial=start, mininterval=0.5, unit="it", file=Lasting(), disable=start >= iter_max)
+    with bar:
         for step in range(start + 1, iter_max + 1):
             # Update the weights.
             loss, summaries = model.loss(*next(batches))

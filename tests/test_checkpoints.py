@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, loaded only where they fit, nothing in them executed."""
 
+import errno
 import io
 import os
 import pickle
@@ -12,6 +13,7 @@ import torch
 from conftest import ROOT, Trap, same
 
 from codebase import InputError, checkpoints
+from codebase.models.gmvae import GMVAE
 from codebase.models.vae import VAE
 from codebase.train import adam
 
@@ -147,7 +149,8 @@ def test_what_is_no_checkpoint_is_named_and_never_executed(saved):
     with pytest.raises(InputError, match=r"absent.pt does not exist"):
         checkpoints.load_weights(model, folder / "absent.pt")
     bias = {"enc.net.0.bias": torch.zeros(300)}
-    strange = [bias["enc.net.0.bias"].long(), bias["enc.net.0.bias"].to_sparse(), bias["enc.net.0.bias"].cfloat()]
+    zeros = torch.zeros(300)
+    strange = [zeros.long(), zeros.to_sparse(), zeros.cfloat(), zeros.to("meta"), zeros.to(torch.float8_e4m3fn)]
     for content in ([1, 2], {"enc": 3}, torch.zeros(3), *({**bias, "x": tensor} for tensor in strange)):
         torch.save(content, folder / "other.pt")
         with pytest.raises(InputError, match=r"other.pt holds no state_dict"):
@@ -195,7 +198,7 @@ def test_a_training_state_that_is_none_is_refused_and_the_one_before_it_named(be
     change(folder / "training.pt", edit)
     with pytest.raises(InputError, match=r"training.pt is not the training state of this run \(") as error:
         resume(folder)
-    hint = "training-previous.pt, of step 1, is whole: delete training.pt, and --resume 1 goes on from there."
+    hint = "training-previous.pt, of step 1, is whole: move training.pt away, and --resume 1 goes on from there."
     assert str(error.value).endswith(hint)
     (folder / "training.pt").unlink()  # as it says
     assert resume(folder)[0] == (1, 1.5)
@@ -239,19 +242,50 @@ def test_damaged_training_states(begun):
     for content in (b"", b"hello", whole[: len(whole) // 2], whole[:-1], pickle.dumps(Trap(folder / "sprung"))):
         path.write_bytes(content)
         with pytest.raises(
-            InputError, match=r"training.pt is not a checkpoint .* of step 1, is whole: delete training.pt"
+            InputError, match=r"training.pt is not a checkpoint .* of step 1, is whole: move training.pt away"
         ):
             resume(folder)
     previous.write_bytes(b"")
-    with pytest.raises(InputError, match=r"training.pt is not a checkpoint that can be read safely \([^()]*\).$"):
+    with pytest.raises(
+        InputError,
+        match=r"training.pt is not a checkpoint that can be read safely \([^()]*\). The weights of step 2 are ",
+    ):
         resume(folder)
     path.unlink()
     with pytest.raises(InputError, match=r"training-previous.pt is not a checkpoint"):
         resume(folder)
+    assert checkpoints.newest_whole(folder, VAE(z_dim=2)) == 2
+    (folder / "model-00002.pt").write_bytes(b"")
+    assert checkpoints.newest_whole(folder, VAE(z_dim=2)) == 1
+    assert checkpoints.newest_whole(folder, VAE(z_dim=3)) is None
     previous.unlink()
     with pytest.raises(InputError, match=r"holds weights, but no training.pt to go on from: --train 0"):
         resume(folder)
     assert not (folder / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (OSError(errno.EIO, "Input/output error"), OSError, "Input/output error"),
+        (PermissionError(errno.EACCES, "Permission denied"), OSError, "Permission denied"),
+        (MemoryError(), InputError, "there is too little memory for it, or it is damaged"),
+        (
+            RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: ..."),
+            InputError,
+            "too little memory",
+        ),
+    ],
+)
+def test_an_error_of_the_machine_is_not_blamed_on_the_file(begun, monkeypatch, error, kind, words):
+    folder, *_ = begun
+
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(kind, match=words):
+        checkpoints.read(folder / "training.pt")
 
 
 def test_a_bit_that_flips_anywhere_is_noticed_or_harmless(begun):
@@ -270,6 +304,14 @@ def test_a_bit_that_flips_anywhere_is_noticed_or_harmless(begun):
             else:
                 assert same(content, torch.load(io.BytesIO(whole), weights_only=True))
         assert noticed > 35
+
+
+def test_another_number_of_components_is_named(tmp_path):
+    torch.save(GMVAE(z_dim=2, k=3).state_dict(), tmp_path / "three.pt")
+    with pytest.raises(
+        InputError, match=r"three.pt does not fit a GMVAE .* z_pre is \(1, 6, 2\) instead of \(1, 8, 2\); pi is"
+    ):
+        checkpoints.load_weights(GMVAE(z_dim=2, k=4), tmp_path / "three.pt")
 
 
 def test_weights_beside_a_training_state_that_are_not_its_own(begun):

@@ -215,7 +215,7 @@ def test_flags_of_any_kind(n):
         assert all(1 <= m <= 5000 for m in found.iw_eval)
         name = run_name("model", found, SimpleNamespace(name="data"), own=(), usual_data="mnist")
         assert re.fullmatch(r"[\w=.+-]+", name, re.ASCII)
-        json.dumps(vars(found) | {"off_default": None}).encode()
+        json.dumps(vars(found) | {"off_default": None}, ensure_ascii=False).encode()
 
     for_all(n, (st.sampled_from(scripts), st.lists(flags, max_size=4)), check)
 

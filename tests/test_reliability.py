@@ -5,6 +5,8 @@ import json
 import os
 import random
 import re
+import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -55,22 +57,30 @@ def flags(tmp_path):
 
 
 def events(logs):
-    """All that TensorBoard shows: {tag: [(step, value), ...]}, of curves, pictures and texts."""
+    """All that TensorBoard shows: {tag: [(step, value), ...]}, of curves, pictures and texts but for the flags."""
     shown = EventAccumulator(str(logs), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
     shown.Reload()
     tags = shown.Tags()
     curves = {tag: [(e.step, e.value) for e in shown.Scalars(tag)] for tag in tags["scalars"]}
     pictures = {tag: [(e.step, e.encoded_image_string) for e in shown.Images(tag)] for tag in tags["images"]}
-    return curves | pictures
+    texts = {
+        tag: [(e.step, str(e.tensor_proto)) for e in shown.Tensors(tag)]
+        for tag in tags["tensors"]
+        if "flags" not in tag
+    }
+    return curves | pictures | texts
 
 
 def output(folder):
     return (folder / "output.txt").read_text()
 
 
-def wait_for(condition, process):
-    while not condition():
+def wait_for_the_loop(process, folder):
+    """Until the progress bar is there."""
+    deadline = time.monotonic() + 120
+    while not ((folder / "output.txt").exists() and "it/s" in output(folder)):
         assert process.exitcode is None
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -89,27 +99,28 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path
     chance = random.Random(0)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     killed.mkdir(), whole.mkdir()
-    steps = [0]
+    steps, seconds = [0], [0]
     for i in range(kills):
         in_a_write = i % 2
         process = victim.start(
             killed, [*flags(name), "--resume", 1], die_at=chance.randint(1, 150) if in_a_write else None
         )
-        process.join(timeout=None if in_a_write else chance.uniform(0.05, 0.7))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, output(killed)
+        if not in_a_write:
+            time.sleep(chance.uniform(0.05, 0.7))
+            process.kill()
+        assert victim.finish(process) == -signal.SIGKILL, output(killed)
         state = newest_state(killed)
         steps.append(state["step"] if state else 0)
+        seconds.append(state["seconds"] if state else 0)
     print("training states after each kill:", steps)
     assert steps == sorted(steps)
+    assert seconds == sorted(seconds)
     assert steps[-1] >= 20
 
     last = steps[-1] + 37
     for folder, resume in ((killed, 1), (whole, 0)):
         process = victim.start(folder, [*flags(name), "--resume", resume, "--iter_max", last])
-        process.join()
-        assert process.exitcode == 0, output(folder)
+        assert victim.finish(process) == 0, output(folder)
     (a,), (b,) = (list(folder.glob("checkpoints/*_run=0000")) for folder in (killed, whole))
     assert {path.name for path in a.iterdir()} == {path.name for path in b.iterdir()}
     for path in a.glob("*.pt"):
@@ -142,11 +153,10 @@ STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 def test_a_signal_finishes_the_step_and_saves_it(tmp_path, flags, name, number, code):
     args = [*flags(name), "--iter_save", 10**6]
     process = victim.start(tmp_path, args)
-    wait_for(lambda: list(tmp_path.glob("checkpoints/*/training.pt")), process)
-    time.sleep(0.5)
+    wait_for_the_loop(process, tmp_path)
+    time.sleep(0.3)
     os.kill(process.pid, number)
-    process.join()
-    assert process.exitcode == code, output(tmp_path)
+    assert victim.finish(process) == code, output(tmp_path)
     said = re.search(
         r"^stopped after step ([\d,]+), which is saved: --resume 1 goes on from it", output(tmp_path), re.M
     )
@@ -160,37 +170,34 @@ def test_a_signal_finishes_the_step_and_saves_it(tmp_path, flags, name, number, 
     (tmp_path / "whole").mkdir()
     for folder, resume in ((tmp_path, 1), (tmp_path / "whole", 0)):
         process = victim.start(folder, [*args, "--resume", resume, "--iter_max", step + 20])
-        process.join()
-        assert process.exitcode == 0, output(folder)
+        assert victim.finish(process) == 0, output(folder)
     states = [newest_state(folder) for folder in (tmp_path, tmp_path / "whole")]
     assert same(*(state["weights"] for state in states))
 
 
+@pytest.mark.parametrize("how", [[], ["--overwrite", 1]])
 @ALL_OF_THEM
-def test_a_second_start_is_refused_while_the_first_lives(tmp_path, flags, name):
+def test_a_second_start_is_refused_while_the_first_lives(tmp_path, flags, name, how):
     """Before there is a checkpoint; a process that was killed does not keep the run."""
-    first = victim.start(tmp_path, [*flags(name), "--iter_save", 10**6])
-    wait_for(lambda: list(tmp_path.glob("checkpoints/*/training.pt")), first)
+    first = victim.start(tmp_path, [*flags(name), "--iter_save", 10**7, "--iter_max", 10**7, *how])
+    wait_for_the_loop(first, tmp_path)
     before = {path: what for path, what in contents(tmp_path / "checkpoints").items() if path.suffix == ".pt"}
     for more in ([], ["--resume", 1], ["--overwrite", 1]):
         second = victim.start(tmp_path, [*flags(name), *more])
-        second.join(timeout=60)
-        assert second.exitcode == 2, output(tmp_path)
+        assert victim.finish(second) == 2, output(tmp_path)
         assert "is in use: another process is training this run" in output(tmp_path).splitlines()[-1]
     assert before.items() <= contents(tmp_path / "checkpoints").items()
     first.kill()
-    first.join()
+    assert victim.finish(first) == -signal.SIGKILL
     third = victim.start(tmp_path, [*flags(name), "--resume", 1, "--iter_max", 2])
-    third.join()
-    assert third.exitcode == 0, output(tmp_path)
+    assert victim.finish(third) == 0, output(tmp_path)
 
 
 @ALL_OF_THEM
 def test_a_full_disk_is_an_error_and_leaves_the_last_checkpoint_whole(tmp_path, flags, name):
     """A limit of the size of files, which is met by curves, pictures, weights and the training state in turn."""
     process = victim.start(tmp_path, [*flags(name), "--iter_max", 30])
-    process.join()
-    assert process.exitcode == 0, output(tmp_path)
+    assert victim.finish(process) == 0, output(tmp_path)
     (folder,) = tmp_path.glob("checkpoints/*_run=0000")
     pictures = [path.stat().st_size for path in tmp_path.glob("logs/*/*.png")]
     limits = {
@@ -202,16 +209,14 @@ def test_a_full_disk_is_an_error_and_leaves_the_last_checkpoint_whole(tmp_path, 
     for what, limit in limits.items():
         before = {path: path.read_bytes() for path in folder.glob("*.pt")}
         process = victim.start(tmp_path, [*flags(name), "--resume", 1, "--iter_max", 60], disk=limit)
-        process.join()
-        assert process.exitcode == 2, output(tmp_path)
+        assert victim.finish(process) == 2, output(tmp_path)
         message = re.search(r"error: \[Errno 27\] File too large: '(.*)'", output(tmp_path).splitlines()[-1])
         assert what in Path(message[1]).name
         assert contents(folder).items() >= before.items()
         assert not list(tmp_path.rglob("*.tmp"))
         assert newest_state(tmp_path)["step"] == 30
     process = victim.start(tmp_path, [*flags(name), "--resume", 1, "--iter_max", 60])  # as it says
-    process.join()
-    assert process.exitcode == 0
+    assert victim.finish(process) == 0
 
 
 @pytest.fixture
@@ -250,7 +255,7 @@ def test_damaged_files_are_named_with_what_is_whole_and_how_to_use_it(trained, n
             if path == weights:
                 assert err.endswith(". That of step 20 is whole: --iter_max 20 takes it.\n")
             else:
-                assert "training-previous.pt, of step 20, is whole: delete training.pt, and --resume 1 goes on" in err
+                assert "training-previous.pt, of step 20, is whole: move training.pt away, and --resume 1" in err
         if path == weights:
             code, out, _ = call(*args, "--iter_max", 20)  # as it says
             assert code == 0
@@ -370,17 +375,28 @@ def test_too_little_memory_is_a_sentence(trained, monkeypatch):
         call("--run", 2)
 
 
-def test_who_reads_what_is_printed_may_leave(tmp_path, flags):
-    """As in `python run_vae.py | head -1`."""
+@pytest.mark.parametrize("stderr", [subprocess.PIPE, subprocess.STDOUT])
+def test_who_reads_what_is_printed_may_leave(tmp_path, flags, stderr):
+    """As in `python run_vae.py | head -5`, and with 2>&1: all is trained, then the report has nobody to go to."""
     command = [sys.executable, ROOT / "run_vae.py", *flags("run_vae.py")[1:], "--iter_max", "5"]
     with subprocess.Popen(
-        [*map(str, command)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*map(str, command)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=stderr, text=True
     ) as process:
-        process.stdout.readline()
+        while not process.stdout.readline().startswith("curves"):
+            assert process.poll() is None
         process.stdout.close()
-        assert "Traceback" not in process.stderr.read()
+        assert process.stderr is None or "Traceback" not in process.stderr.read()
     assert process.returncode == 141
     assert newest_state(tmp_path)["step"] == 5
+
+
+def test_closed_output(tmp_path, flags):
+    """As by `>&- 2>&-`."""
+    command = [sys.executable, ROOT / "run_vae.py", *flags("run_vae.py")[1:], "--iter_max", "5"]
+    line = f"{shlex.join(map(str, command))} >&- 2>&-"
+    assert subprocess.run(["sh", "-c", line], cwd=tmp_path).returncode == 0
+    assert newest_state(tmp_path)["step"] == 5
+    assert list(tmp_path.glob("logs/*/results.json"))
 
 
 def test_a_terminal_that_is_closed(tmp_path, flags):
@@ -397,10 +413,16 @@ def test_a_terminal_that_is_closed(tmp_path, flags):
         [*map(str, command)], cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take_terminal
     )
     os.close(theirs)
-    while b"it/s" not in os.read(ours, 10_000):
-        assert process.poll() is None
-    os.close(ours)
-    assert process.wait(timeout=60) == 129
+    try:
+        shown = b""
+        while b"it/s" not in shown:
+            assert select.select([ours], [], [], 120)[0]
+            shown = os.read(ours, 10_000)
+        os.close(ours)
+        assert process.wait(timeout=120) == 129
+    finally:
+        process.kill()
+        process.wait()
     assert newest_state(tmp_path)["step"] > 0
 
 
@@ -434,3 +456,59 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     torch.save({"enc": Trap(tmp_path / "sprung")}, tmp_path / "trap.pt")
     assert run(*usual, "--train", 0, "--checkpoint", "trap.pt") == (2, {git})
     assert not (tmp_path / "sprung").exists()
+
+
+@ALL_OF_THEM
+def test_a_run_is_overwritten_by_halves_or_whole_but_never_gone_on_with_by_mistake(tmp_path, flags, name):
+    """Killed among the deletions of --overwrite 1: --resume 1 has the whole run, none, or says what is there."""
+    said = set()
+    for die_at in (1, 2, 3, 6, 9):
+        folder = tmp_path / str(die_at)
+        folder.mkdir()
+        assert victim.finish(victim.start(folder, [*flags(name), "--iter_max", 30])) == 0
+        assert victim.finish(victim.start(folder, [*flags(name), "--overwrite", 1], die_at=die_at)) == -signal.SIGKILL
+        code = victim.finish(victim.start(folder, [*flags(name), "--resume", 1, "--iter_max", 30]))
+        (words,) = re.findall(
+            "resuming after step (30)|(nothing to resume)|(holds weights, but no training.pt)|(after step 0)",
+            output(folder),
+        )
+        words = "".join(words)
+        assert code == (2 if words.startswith("holds") else 0), output(folder)
+        if words == "30":
+            assert list(folder.glob("logs/*/*tfevents*"))
+        said.add(words)
+    assert said >= {"30", "holds weights, but no training.pt"}
+
+
+def test_a_run_of_which_only_the_training_state_is_left_is_a_run(trained):
+    call, folder, _ = trained("run_vae.py")
+    for path in folder.glob("model-*.pt"):
+        path.unlink()
+    before = contents(folder)
+    for missing in ("", "training.pt"):
+        (folder / missing).unlink() if missing else None
+        code, _, err = call("--iter_max", 5)
+        assert code == 2
+        assert "holds a run already: --resume 1 goes on with it" in err
+    assert contents(folder).items() <= before.items()
+
+
+def test_the_report_of_a_run_is_within_its_lock(tmp_path, flags):
+    args = [*flags("run_vae.py"), "--iter_max", 2, "--train", 2, "--iw_eval", 5000]
+    first = victim.start(tmp_path, args)
+    while not list(tmp_path.glob("logs/*/results.json")):
+        assert first.exitcode is None
+        time.sleep(0.02)
+    (tmp_path / "output.txt").rename(tmp_path / "first.txt")
+    assert victim.finish(victim.start(tmp_path, [*flags("run_vae.py"), "--resume", 1, "--iter_max", 3])) == 2
+    assert "in use" in output(tmp_path)
+    assert first.is_alive()
+    assert victim.finish(first) == 0
+
+
+def test_a_second_look_at_a_file_of_weights_keeps_what_the_first_found(trained):
+    call, folder, _ = trained("run_vae.py")
+    for m in (2, 3):
+        assert call("--train", 0, "--checkpoint", folder / "model-00020.pt", "--iw_eval", m)[0] == 0
+    (path,) = Path("logs").glob("*_checkpoint=*/results.json")
+    assert {"iwae_2", "iwae_3"} <= json.loads(path.read_text())["results"]["subset"].keys()

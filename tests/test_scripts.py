@@ -440,9 +440,10 @@ def test_complaints_of_the_fsvae(fsvae, tmp_path, args, complaint):
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
-        (("--gw", -1), "--gw: '-1' is not a number from 0 on"),
-        (("--cw", "inf"), "--cw: 'inf' is not a number from 0 on"),
-        (("--cw", "much"), "--cw: 'much' is not a number from 0 on"),
+        (("--gw", -1), "--gw: '-1' is not a number from 0 to"),
+        (("--cw", "1e10"), "--cw: '1e10' is not a number from 0 to 1,000,000,000"),
+        (("--cw", "inf"), "--cw: 'inf' is not a number from 0 to"),
+        (("--cw", "much"), "--cw: 'much' is not a number from 0 to"),
         (("--gw", 0, "--cw", 0), "--gw 0 --cw 0 leave nothing to train"),
         (("--labels", 15), "--labels 15: as many of each of the 10 classes"),
         (("--labels", 310), "of class 0 there are 30"),

@@ -32,11 +32,20 @@ def start(folder, args, die_at=None, disk=None):
     die_at: the write at which it kills itself: in the middle of a file or event, before it is flushed, before and after
     it is renamed, before an old file is deleted. disk: how many bytes a file can have, as if the disk were full then.
     """
-    process = FORKS.Process(target=run, args=(folder, [*map(str, args)], die_at, disk))
+    process = FORKS.Process(target=run, args=(folder, [*map(str, args)], die_at, disk), daemon=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # of the process that they are forked from
         process.start()
     return process
+
+
+def finish(process):
+    """Wait for its end. Returns its exit code, which is None where it has none after minutes; it is killed then."""
+    process.join(timeout=300)
+    code = process.exitcode
+    process.kill()
+    process.join()
+    return code
 
 
 def run(folder, args, die_at, disk):
@@ -44,7 +53,9 @@ def run(folder, args, die_at, disk):
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
-    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(stream, "w", closefd=False)) for stream in (1, 2))
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(io.FileIO(stream, "w", closefd=False), line_buffering=True) for stream in (1, 2)
+    )
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its usual one has a semaphore, which nobody would take back from the killed
