@@ -89,8 +89,8 @@ def check_losses(points, step):
 
     points: [{"train/loss": scalar, tag: scalar, ...}] of the steps up to `step`.
     """
-    values = torch.stack([torch.stack(list(point.values())) for point in points]).cpu()  # (steps, terms)
-    bad = ~values[:, 0].isfinite()
+    values = torch.stack([term for point in points for term in point.values()]).cpu().unflatten(0, (len(points), -1))
+    bad = ~values[:, 0].isfinite()  # values: (steps, terms)
     if bad.any():
         first = int(bad.nonzero()[0])
         loss, *terms = ((tag, value) for tag, value in zip(points[0], values[first].tolist(), strict=True))
