@@ -406,6 +406,7 @@ def test_a_terminal_that_is_closed(tmp_path, flags):
 
     def take_terminal():
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is ignored by what nohup starts
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # or the bar shows nothing
 

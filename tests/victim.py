@@ -56,7 +56,8 @@ def run(folder, args, die_at, disk):
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(io.FileIO(stream, "w", closefd=False), line_buffering=True) for stream in (1, 2)
     )
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore,
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and this what nohup starts
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its usual one has a semaphore, which nobody would take back from the killed
     train.LOG_EVERY = 7
