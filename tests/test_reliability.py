@@ -63,8 +63,8 @@ def events(logs):
     tags = shown.Tags()
     curves = {tag: [(e.step, e.value) for e in shown.Scalars(tag)] for tag in tags["scalars"]}
     pictures = {tag: [(e.step, e.encoded_image_string) for e in shown.Images(tag)] for tag in tags["images"]}
-    texts = {
-        tag: [(e.step, str(e.tensor_proto)) for e in shown.Tensors(tag)]
+    texts = {  # as a set: TensorBoard does not forget texts, and shows one twice that was logged again, the same
+        tag: sorted({(e.step, str(e.tensor_proto)) for e in shown.Tensors(tag)})
         for tag in tags["tensors"]
         if "flags" not in tag
     }
