@@ -7,6 +7,7 @@ import sys
 import pytest
 import scipy.stats
 import torch
+import torch.nn.functional as F
 from conftest import ROOT
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
@@ -133,6 +134,22 @@ def test_log_bernoulli_broadcasts_images_over_samples_and_is_finite_for_huge_log
     one_by_one = torch.stack([utils.log_bernoulli_with_logits(x, sample) for sample in logits])
     torch.testing.assert_close(utils.log_bernoulli_with_logits(x, logits), one_by_one)
     assert utils.log_bernoulli_with_logits(torch.zeros(1), torch.full((1,), 1e4)).item() == -1e4
+    assert utils.log_bernoulli_with_logits(torch.ones(1), torch.full((1,), 1e30)).item() == 0
+
+
+def test_log_bernoulli_in_float32_is_as_exact_as_torch_and_has_its_gradient():
+    """For logits of any size, 0 among them: 1e-6 nats a pixel, and no bias that would add up over an image."""
+    logits = torch.cat([torch.linspace(-30, 30, 6001), torch.tensor([0.0, -1e-30, 1e30, -1e30])]).unsqueeze(-1)
+    for value in (0.0, 0.3, 1.0):
+        x = torch.full_like(logits, value)
+        ours = logits.clone().requires_grad_()
+        exact = logits.double().requires_grad_()
+        log_p = utils.log_bernoulli_with_logits(x, ours)
+        oracle = -F.binary_cross_entropy_with_logits(exact, x.double(), reduction="none").squeeze(-1)
+        torch.testing.assert_close(log_p.double(), oracle, rtol=3e-7, atol=1e-6)
+        assert (log_p.double() - oracle)[:6001].mean().abs() < 1e-7
+        gradients = (torch.autograd.grad(each.sum(), at)[0] for each, at in ((log_p, ours), (oracle, exact)))
+        torch.testing.assert_close(*(gradient.float() for gradient in gradients), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
