@@ -398,12 +398,15 @@ def batches(tensors, batch_size, seed, start=0):
     """Endless batches of shuffled rows: tuples of (batch_size, ...), one from each of the tensors (of equal length N).
 
     Every epoch is a fresh order, a function of (seed, epoch) alone, and leaves out the last N mod batch_size rows of
-    it; so the batches from step `start` on are those that an uninterrupted run sees there. Raises InputError where
-    batch_size > N.
+    it; so the batches from step `start` on are those that an uninterrupted run sees there. Where all rows are one batch
+    they are left in their order. Raises InputError where batch_size > N.
     """
     n, device = len(tensors[0]), tensors[0].device
     if batch_size > n:
         raise InputError(f"--batch_size {batch_size} is more than the {n:,} training images.")
+
+    if batch_size == n:
+        return itertools.repeat(tuple(tensors))
 
     def shuffled():
         order = None
