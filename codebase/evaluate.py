@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from codebase import NonFiniteError
+from codebase import NonFiniteError, precision
 from codebase.checkpoints import random_state, restore_random_state
 from codebase.data import scaled
 from codebase.utils import log_mean_exp, sample_gaussian
@@ -48,16 +48,15 @@ def over_images(values):
 
 @contextmanager
 def evaluating(model, seed=0):
-    """Inside: no gradient, evaluation mode, products in full float32, random numbers from `seed`. All undone after."""
-    random, training, precision = random_state(), model.training, torch.get_float32_matmul_precision()
+    """Inside: no gradient, evaluation mode, products in float32, random numbers from `seed`. All undone after."""
+    random, training = random_state(), model.training
+    device = next(model.parameters()).device
     try:
         model.eval()
-        torch.set_float32_matmul_precision("highest")
         torch.manual_seed(seed)
-        with torch.no_grad():
+        with torch.no_grad(), precision.products(precision.evaluation_setting(device)):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
         model.train(training)
         restore_random_state(random)
 

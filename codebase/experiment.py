@@ -2,22 +2,24 @@
 
 import argparse
 import contextlib
+import itertools
 import os
 import signal
 import sys
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from codebase import InputError, NonFiniteError, checkpoints, evaluate, pictures
+from codebase import InputError, NonFiniteError, checkpoints, evaluate, fast, pictures, precision
 from codebase.curves import Curves
 from codebase.data import Data
 from codebase.flags import FREE
 from codebase.results import circumstances, recorded, write_results
-from codebase.train import adam, train
+from codebase.train import adam, plain_update, train
 
 
 def choose_device(wanted):
@@ -64,6 +66,8 @@ def run_name(model, flags, data, own, usual_data):
         parts.append(f"batch={flags.batch_size}")
     if "lr" in flags.off_default:
         parts.append(f"lr={flags.lr!r}")
+    if "precision" in flags.off_default:
+        parts.append(f"precision={flags.precision}")
     if flags.seed != flags.run:
         parts.append(f"seed={flags.seed}")
     return "_".join([*parts, f"run={flags.run:04d}"])
@@ -168,12 +172,15 @@ def train_run(run, model, batches, draw):
             for tag, value in values.items():
                 writer.add_scalar(tag, value, step)
 
+        setting = precision.training_setting(run.flags.precision, run.device)
         try:
-            with asked_to_stop() as signals:
+            with asked_to_stop() as signals, precision.products(setting):
+                update, stream = choose_update(run, model, optimizer, batches(start))
                 step, seconds = train(
                     model,
-                    batches(start),
+                    stream,
                     optimizer,
+                    update=update,
                     start=start,
                     iter_max=run.flags.iter_max,
                     iter_save=run.flags.iter_save,
@@ -195,6 +202,18 @@ def train_run(run, model, batches, draw):
     if signals:
         say(f"stopped after step {step:,}, which is saved: --resume 1 goes on from it, --train 0 looks at it.")
         sys.exit(128 + signals[0])
+
+
+def choose_update(run, model, optimizer, batches):
+    """The update to train by, as the flags say, and the batches as they were. Says where it is not the plain one."""
+    flags, in_bfloat16 = run.flags, precision.in_bfloat16(run.flags.precision, run.device)
+    update = partial(plain_update, model, optimizer, bfloat16=in_bfloat16)
+    if flags.fast == "1" or (flags.fast == "auto" and fast.pays(run.device, flags.iter_max)):
+        first = next(batches)
+        update, how = fast.faster(update, model, optimizer, first, in_bfloat16)
+        batches = itertools.chain([first], batches)
+        say(f"update       {how}")
+    return update, batches
 
 
 def begin(run, model, optimizer):

@@ -3,6 +3,8 @@
 import argparse
 import math
 
+from codebase.precision import CHOICES
+
 
 def whole(low, high=2**63 - 1):
     """A flag's type: a whole number from `low` to `high` (torch's seeds are below 2^63)."""
@@ -82,6 +84,18 @@ SHARED_FLAGS = [  # name, default, type or choices, what it is
     ("device", "auto", ("auto", "cpu", "cuda", "mps"), "auto, cpu, cuda or mps"),
     ("batch_size", 100, size, "images in a training step"),
     ("lr", 1e-3, positive, "learning rate of Adam"),
+    (
+        "precision",
+        "highest",
+        CHOICES,
+        "of matrix products in training: highest, high or medium (codebase/precision.py); evaluation is in float32",
+    ),
+    (
+        "fast",
+        "auto",
+        ("auto", "0", "1"),
+        "1: train by a compiled update, or on CUDA by a graph of it; 0: by the plain one; auto: as it pays",
+    ),
     ("resume", 0, SWITCH, "1: go on from the last checkpoint of this run"),
     ("overwrite", 0, SWITCH, "1: delete what this run has saved, and start afresh"),
     (
@@ -94,8 +108,8 @@ SHARED_FLAGS = [  # name, default, type or choices, what it is
 ]
 # Flags that may change from one part of a run to the next. All others decide what its weights are.
 FREE = {
-    *("data_dir", "iter_max", "iter_save", "keep", "run", "train", "full", "iw_eval", "device", "resume", "overwrite"),
-    *("deterministic", "checkpoint", "step", "off_default"),  # the last two: see parse_flags
+    *("data_dir", "iter_max", "iter_save", "keep", "run", "train", "full", "iw_eval", "device", "fast"),
+    *("resume", "overwrite", "deterministic", "checkpoint", "step", "off_default"),  # the last two: see parse_flags
 }
 
 # Of the models that can be trained on their IWAE bound.

@@ -18,6 +18,13 @@ class ELU(nn.Module):
         return positive + (x - positive).exp() - 1
 
 
+class Linear(nn.Linear):
+    """W x + b, of the type of x also under torch.autocast, which rounds the factors to bfloat16."""
+
+    def forward(self, x):
+        return super().forward(x).to(x.dtype)
+
+
 class MLP(nn.Module):
     """Linear, activation, Linear, activation, Linear: the homework's encoder and decoder (ELU) and classifier (ReLU).
 
@@ -28,11 +35,11 @@ class MLP(nn.Module):
     def __init__(self, n_in, n_hidden, n_out, activation=ELU):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(n_in, n_hidden),
+            Linear(n_in, n_hidden),
             activation(),
-            nn.Linear(n_hidden, n_hidden),
+            Linear(n_hidden, n_hidden),
             activation(),
-            nn.Linear(n_hidden, n_out),
+            Linear(n_hidden, n_out),
         )
 
     def forward(self, x, y=None):
@@ -47,7 +54,7 @@ class MLP(nn.Module):
             return self.net(torch.cat([x, y], dim=-1))
         first, *others = self.net
         w_x, w_y = first.weight.split([x.shape[-1], y.shape[-1]], dim=1)
-        h = F.linear(x, w_x, first.bias) + F.linear(y, w_y)
+        h = F.linear(x, w_x, first.bias).to(x.dtype) + F.linear(y, w_y).to(y.dtype)
         for layer in others:
             h = layer(h)
         return h

@@ -1,6 +1,7 @@
 """The training loop. It knows a model only by model.loss(*batch) -> (loss, {tag: value})."""
 
 import contextlib
+import functools
 import math
 import sys
 import time
@@ -30,7 +31,21 @@ class Lasting:
 
 def adam(model, lr):
     """The homework's optimiser: Adam, no schedule. Fused: the same update, in one kernel for all tensors."""
-    return torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    parameters = list(model.parameters())
+    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=parameters[0].is_cuda)  # by a CUDA graph
+
+
+def plain_update(model, optimizer, batch, bfloat16=False):
+    """One step of Adam on model.loss(*batch). Returns the loss and its terms, {tag: scalar}, on the device.
+
+    bfloat16: round the factors of the networks' products to bfloat16, on a CPU; see codebase/precision.py.
+    """
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        loss, summaries = model.loss(*batch)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return {"train/loss": loss.detach()} | {tag: term.detach() for tag, term in summaries.items()}
 
 
 def train(
@@ -38,6 +53,7 @@ def train(
     batches,  # endless iterator of tuples of tensors on the model's device, from step `start` on
     optimizer,
     *,
+    update=None,  # update(batch): plain_update(model, optimizer, batch), if None, or what codebase/fast.py makes of it
     start=0,  # steps already done
     iter_max,  # steps in all
     iter_save,  # steps between two checkpoints; the last step is always one
@@ -50,18 +66,14 @@ def train(
     A loss or weights that are not finite stop it with NonFiniteError before anything is saved of them.
     """
     model.train()
+    update = update or functools.partial(plain_update, model, optimizer)
     began = time.monotonic()
     step = start
     points = []  # the loss and its terms at each step since the last look, on the device
     bar = tqdm(total=iter_max, initial=start, mininterval=0.5, unit="it", file=Lasting(), disable=start >= iter_max)
     with bar:
         for step in range(start + 1, iter_max + 1):
-            # Update the weights.
-            loss, summaries = model.loss(*next(batches))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            points.append({"train/loss": loss.detach()} | {tag: term.detach() for tag, term in summaries.items()})
+            points.append(update(next(batches)))
 
             # Look at the loss, every LOG_EVERY steps; the only device syncs of the loop.
             stopping = stop()

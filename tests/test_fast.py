@@ -1,0 +1,210 @@
+"""The faster updates do what the plain one does: same losses, same weights, same random numbers; or are not taken."""
+
+import copy
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from conftest import save_digits
+from torch import nn
+
+from codebase import checkpoints, data, fast
+from codebase.models.fsvae import FSVAE
+from codebase.models.gmvae import GMVAE
+from codebase.models.ssvae import SSVAE
+from codebase.models.vae import VAE
+from codebase.train import adam, plain_update
+
+X = torch.randint(0, 256, (60, 784), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+COLOUR = torch.randint(0, 256, (60, 3072), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(60) % 10
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no compiler")
+
+
+def batches_of(model, device, start=0):
+    x, colour, y = (t.to(device) for t in (X, COLOUR, Y))
+    if isinstance(model, FSVAE):
+        return data.labelled_batches(colour, y, 20, 0, start)
+    if isinstance(model, SSVAE):
+        return data.semi_supervised_batches(x, x[:40], y[:40], 20, 0, start)
+    return data.binary_batches(x, 20, 0, start)
+
+
+def trained(make, steps, device="cpu", quick=False, bfloat16=False):
+    """The model and optimizer after some steps from seed 1, the losses, and a random number drawn after them."""
+    torch.manual_seed(1)
+    model = make().to(device)
+    optimizer = adam(model, 1e-3)
+    batches = batches_of(model, device)
+    update = partial(plain_update, model, optimizer, bfloat16=bfloat16)
+    batch = next(batches)
+    if quick:
+        update, how = fast.faster(update, model, optimizer, batch, bfloat16)
+        assert how.startswith(("compiled, ready", "a CUDA graph, ready")), how
+    points = [update(batch), *(update(next(batches)) for _ in range(steps - 1))]
+    losses = {tag: torch.stack([point[tag] for point in points]).cpu() for tag in points[0]}
+    return model, optimizer, losses, torch.rand(3, device=device)
+
+
+MODELS = {
+    "vae": partial(VAE, z_dim=3),
+    "iwae": partial(VAE, z_dim=3, iw=4),
+    "gmvae": partial(GMVAE, z_dim=3, k=20),
+    "ssvae": partial(SSVAE, z_dim=3),
+    "supervised": partial(SSVAE, gen_weight=0, z_dim=3),
+    "fsvae": partial(FSVAE, z_dim=3),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("vae", "supervised") else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
+def test_the_same_losses_weights_and_moments_from_the_same_seed(name, device, tmp_path):
+    plain, plain_adam, expected, drawn = trained(MODELS[name], 30, device)
+    model, optimizer, losses, drawn_too = trained(MODELS[name], 30, device, quick=True)
+    assert list(losses) == list(expected)
+    for tag in losses:
+        torch.testing.assert_close(losses[tag], expected[tag], rtol=1e-4, atol=1e-3)
+    assert drawn.equal(drawn_too)
+    torch.manual_seed(1)
+    p, q, began = (nn.utils.parameters_to_vector(m.parameters()) for m in (model, plain, MODELS[name]().to(device)))
+    # As a whole: of a gradient that is all rounding Adam takes the sign.
+    assert (p - q).norm() <= 1e-2 * (q - began).norm()
+    states, plain_states = optimizer.state_dict()["state"], plain_adam.state_dict()["state"]
+    assert states.keys() == plain_states.keys()  # of --gw 0 the classifier's alone
+    for i, state in states.items():
+        assert state["step"].item() == 30
+        assert torch.cosine_similarity(state["exp_avg"].flatten(), plain_states[i]["exp_avg"].flatten(), 0) > 0.999
+    # What it leaves can be gone on with.
+    checkpoints.save(tmp_path, 30, model, optimizer, {}, 0.0)
+    other = MODELS[name]().to(device)
+    assert checkpoints.resume(tmp_path, other, adam(other, 1e-3), {})[0] == 30
+
+
+@needs_compiler
+def test_compiled_in_bfloat16():
+    _, _, exact, _ = trained(MODELS["vae"], 30)
+    _, _, expected, _ = trained(MODELS["vae"], 30, bfloat16=True)
+    _, _, losses, _ = trained(MODELS["vae"], 30, quick=True, bfloat16=True)
+    for tag in losses:
+        torch.testing.assert_close(losses[tag], expected[tag], rtol=3e-3, atol=3e-2)
+    assert not losses["gen/rec"].equal(exact["gen/rec"])
+    torch.testing.assert_close(losses["gen/rec"], exact["gen/rec"], rtol=1e-2, atol=0)
+
+
+def test_bfloat16_rounds_the_factors_of_products_and_nothing_else(monkeypatch):
+    """The plain update: every product is in bfloat16, every other operation, the mixture's product too, is not."""
+    torch.manual_seed(0)
+    model = GMVAE(z_dim=3, k=20)
+    seen, linear = [], nn.functional.linear
+
+    def looking(x, *weights):
+        result = linear(x, *weights)
+        seen.append(result.dtype)
+        return result
+
+    monkeypatch.setattr(nn.functional, "linear", looking)
+    batch = next(batches_of(model, "cpu"))
+    for bfloat16, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        seen.clear()
+        point = plain_update(model, adam(model, 1e-9), batch, bfloat16)
+        assert seen == 6 * [dtype]
+        assert all(value.dtype == torch.float32 for value in point.values())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.enc(batch[0]).dtype == torch.float32
+        z = torch.randn(5, 3)
+        rounded = model.log_prior(z)
+    assert rounded.equal(model.log_prior(z))
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_trying_it_changes_nothing(started):
+    """A faster update that fails half-way, or computes something else, is refused in words, and leaves no trace."""
+    torch.manual_seed(0)
+    model = VAE(z_dim=3)
+    optimizer = adam(model, 1e-3)
+    batch = next(batches_of(model, "cpu"))
+    update = partial(plain_update, model, optimizer)
+    if started:
+        update(batch)
+    before, random = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"])), torch.get_rng_state()
+
+    def wrong(model, optimizer, bfloat16):
+        group = optimizer.param_groups[0]
+
+        def update(batch):
+            group["lr"] = 1e-1  # which shows in the second loss only
+            point = plain_update(model, optimizer, batch)
+            group["lr"] = 1e-3
+            return point
+
+        return update
+
+    def failing(model, optimizer, bfloat16):
+        def update(batch):
+            plain_update(model, optimizer, batch)
+            raise RuntimeError("no compiler\nand a long story")
+
+        return update
+
+    for broken, reason in ((wrong, "ArithmeticError: its losses are"), (failing, "RuntimeError: no compiler)")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fast, "compiled", broken)
+            chosen, how = fast.faster(update, model, optimizer, batch, False)
+        assert chosen is update
+        assert how.startswith(f"the plain one, as the faster one fails ({reason}")
+        assert "story" not in how
+        assert torch.get_rng_state().equal(random)
+        for key, value in model.state_dict().items():
+            assert value.equal(before[0][key])
+        for i, state in optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                assert value.equal(before[1][i][key] if started else torch.zeros_like(value))
+
+
+def test_when_it_pays():
+    cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+    assert not fast.pays(cpu, fast.STEPS - 1)
+    assert fast.pays(cpu, fast.STEPS)
+    assert fast.pays(cuda, 1)
+    assert not fast.pays(mps, 10**6)
+
+
+@needs_compiler
+def test_a_run_that_is_compiled(script, tmp_path, monkeypatch):
+    """The same as the plain run up to rounding; resumed, the same bit for bit; and no compilation is done twice."""
+    save_digits(tmp_path / "digits.npz")
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    ended = {}
+    for run, parts in (("plain", [40]), ("whole", [40]), ("parts", [10, 40])):
+        monkeypatch.chdir(tmp_path.joinpath(run).absolute() if (tmp_path / run).mkdir() is None else None)
+        for iter_max in parts:
+            args = ["--dataset", tmp_path / "digits.npz", "--iter_max", iter_max, "--iter_save", 10, "--z", 2]
+            more = ["--fast", 0 if run == "plain" else 1, "--resume", int(iter_max != parts[0])]
+            code, out, err = script("run_vae.py", *args, *more, "--batch_size", 20, "--device", "cpu")
+            assert code == 0, err
+            assert ("update       compiled, ready after" in out) == (run != "plain"), out
+        (path,) = (tmp_path / run / "checkpoints").glob("*/model-00040.pt")
+        ended[run] = torch.load(path)
+    torch.testing.assert_close(ended["whole"], ended["plain"], rtol=1e-3, atol=1e-4)
+    for key, value in ended["whole"].items():
+        assert value.equal(ended["parts"][key])
+
+
+def test_without_a_compiler_a_run_says_so_once_and_goes_on(script, tmp_path, monkeypatch):
+    save_digits(tmp_path / "digits.npz")
+
+    def without(*args):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(fast, "compiled", without)
+    args = ["--dataset", tmp_path / "digits.npz", "--iter_max", 3, "--z", 2, "--batch_size", 20, "--device", "cpu"]
+    code, out, _ = script("run_vae.py", *args, "--fast", 1)
+    assert code == 0
+    assert out.count("the plain one, as the faster one fails (RuntimeError: No working C++ compiler found)") == 1
+    assert "trained 3 steps" in out
