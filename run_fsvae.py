@@ -14,7 +14,7 @@ import torch
 
 from codebase import InputError, content, data, pictures
 from codebase.experiment import draw_styles, open_run, run_main, train_or_load
-from codebase.flags import IW, parse_flags, size, text, whole
+from codebase.flags import IW, parse_flags, precision, size, text, whole
 from codebase.models.fsvae import FSVAE
 from codebase.results import report, report_content
 
@@ -25,6 +25,7 @@ FLAGS = [  # name, default, type or choices, what it is
     ("iter_max", 1_000_000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
     ("keep", 3, whole(0), "checkpoints to keep, the newest, beside that of the last step; 0: all"),
     IW,
+    precision("highest"),  # "medium" is the default of the models for which docs/speed.md compares them over seeds
 ]
 
 

@@ -1,34 +1,54 @@
-"""Steps a second of a model's training: our loop against the textbook one, interleaved in one run.
+"""Steps a second of training, loop by loop, interleaved in one run; and of how much of the machine's speed that is.
 
-    python benchmarks/step_time.py [--model vae|gmvae|ssvae|fsvae] [--data_dir DIR] [--steps 300] [--rounds 7]
+    python benchmarks/step_time.py [--model vae gmvae ssvae fsvae] [--data_dir DIR] [--seconds 3] [--rounds 5]
 
-The textbook loop: a DataLoader over torchvision's MNIST or SVHN with ToTensor() for every image, torch.bernoulli, Adam
-as it comes, loss.item() at every step, and labels concatenated: for the SSVAE, to ten copies of each image and style.
-Ours: codebase.train on resident data. Same model, batch size, device and threads. A round times `steps` steps of each,
-after as many unmeasured ones; printed are medians over the rounds, and the ratio.
+textbook        a DataLoader over torchvision's MNIST or SVHN with ToTensor() for every image, torch.bernoulli, nn.ELU,
+                PyTorch's cross-entropy, Adam as it comes, loss.item() at every step, and labels concatenated: for the
+                SSVAE, to ten copies of each image and style
+plain           codebase.train, on resident data
+fast            the same by what codebase/fast.py makes of the update; its preparation is not counted
+medium          fast, with --precision medium
+JAX             benchmarks/jax_scan.py, where jax is installed (pip install jax); the VAE and the GMVAE only
+
+All of the same model, batch size, device and threads. A round times each for some seconds; printed are medians over
+the rounds, the lowest and highest, the ratio to the textbook loop (the median of the ratios of each round), the seconds
+that the model's default number of steps would take, and the share of the rate at which this machine multiplies large
+matrices of float32, measured in the same rounds. A step is a new batch, a forward and a backward pass, a step of Adam.
 """
 
 import argparse
+import contextlib
+import io
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import MNIST, SVHN
 from torchvision.transforms import ToTensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from codebase import data
+from codebase import data, fast, precision
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
-from codebase.train import adam, train
+from codebase.train import adam, plain_update, train
 
 MODELS = {"vae": VAE, "gmvae": GMVAE, "ssvae": SSVAE, "fsvae": FSVAE}
+DEFAULT_STEPS = {
+    "vae": 20_000,
+    "gmvae": 20_000,
+    "ssvae": 30_000,
+    "fsvae": 10_000,
+}  # of a default run; of the FSVAE, a first look
 
 
 class GreyOneByOne(MNIST):
@@ -46,18 +66,32 @@ class ColourOneByOne(SVHN):
         self.transform, self.target_transform = ToTensor(), None
 
 
-def concatenate_labels(net):
-    """Make an MLP take every x with a label as a copy of x with the label concatenated."""
+class Textbook:
+    """Makes a model of ours the textbook's: labels concatenated to copies of x, PyTorch's own ELU and cross-entropy."""
 
-    def forward(x, y):
+    def __init__(self, model):
+        for net in (model.enc, model.dec):
+            net.forward = partial(self.mlp, net)
+            for i in (1, 3):
+                net.net[i] = nn.ELU()
+        if not isinstance(model, FSVAE):
+            model.log_likelihood = partial(self.log_likelihood, model)
+
+    def mlp(self, net, x, y=None):
+        if y is None:
+            return net.net(x)
         shape = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
         return net.net(torch.cat([x.expand(*shape, -1), y.expand(*shape, -1)], -1))
 
-    net.forward = forward
+    def log_likelihood(self, model, x, z, y=None):
+        y = model.every_y if y is None and isinstance(model, SSVAE) else y
+        logits = model.dec(z, y)
+        return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
 
 
 def textbook_loop(model, images, prepare, device):
     """Endless: trains one step at each next(). prepare(x, y) makes the model's batch of grey values and labels."""
+    Textbook(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loader = DataLoader(images, batch_size=100, shuffle=True)
     while True:
@@ -67,87 +101,136 @@ def textbook_loop(model, images, prepare, device):
             loss.backward()
             optimizer.step()
             loss.item()
-            yield
+            yield 1
 
 
-def our_loop(model, batches):
-    """Returns step_many(n)."""
+def our_loop(model, batches, device, quick, asked="highest"):
+    """Endless: trains a hundred steps at each next()."""
     optimizer = adam(model, 1e-3)
+    bfloat16 = precision.in_bfloat16(asked, device)
+    with precision.products(precision.training_setting(asked, device)):
+        update = partial(plain_update, model, optimizer, bfloat16=bfloat16)
+        if quick:
+            update, how = fast.faster(update, model, optimizer, next(batches), bfloat16)
+            print(f"{asked}: {how}", flush=True)
+    while True:
+        with precision.products(precision.training_setting(asked, device)), contextlib.redirect_stderr(io.StringIO()):
+            train(
+                model,
+                batches,
+                optimizer,
+                update=update,
+                iter_max=100,
+                iter_save=101,
+                save=lambda step: None,
+                log=lambda step, values: None,
+            )
+        yield 100
 
-    def step_many(n):
-        train(
-            model,
-            batches,
-            optimizer,
-            iter_max=n,
-            iter_save=n + 1,
-            save=lambda step: None,
-            log=lambda step, values: None,
-        )
 
-    return step_many
+def products(device):
+    """Endless: multiplies large matrices of float32, by the fastest of PyTorch's ways; yields the operations."""
+    n = 1024 if device.type == "cpu" else 8192
+    a, b = torch.randn(2, n, n, device=device)
+    while True:
+        with precision.products(precision.evaluation_setting(device)):
+            c = a @ b
+            c[0, 0].item()
+        yield 2 * n**3
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="vae")
-    parser.add_argument("--data_dir", help="folder of MNIST or SVHN; without it the built-in glyphs are used")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=7)
-    flags = parser.parse_args()
-    dataset = None if flags.data_dir else "glyphs"
-    if flags.model == "fsvae":
-        images = data.load_svhn(dataset or "svhn", flags.data_dir, "train")
+def time_model(name, flags, device):
+    if name == "fsvae":
+        images = data.load_svhn("svhn" if flags.data_dir and flags.svhn else "glyphs", flags.data_dir, "train")
     else:
-        images = data.load(dataset or "mnist", flags.data_dir)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        images = data.load("mnist" if flags.data_dir else "glyphs", flags.data_dir)
 
     # What a batch is, in the textbook and here.
     x, y = images.x_train.to(device), images.y_train.to(device)
     one_by_one = GreyOneByOne
-    if flags.model in ("vae", "gmvae"):
-        batches = data.binary_batches(x, 100, seed=0)
+    if name in ("vae", "gmvae"):
+        new_batches = partial(data.binary_batches, x, 100, 0)
 
         def prepare(x, y):
             return (torch.bernoulli(x),)
 
-    elif flags.model == "ssvae":
+    elif name == "ssvae":
         rows = data.labelled_subset(images, 100, seed=0)
         x_labelled, y_labelled = data.scaled(x[rows]), data.one_hot(y[rows])
-        batches = data.semi_supervised_batches(x, x[rows], y[rows], 100, seed=0)
+        new_batches = partial(data.semi_supervised_batches, x, x[rows], y[rows], 100, 0)
 
         def prepare(x, y):
             return torch.bernoulli(x), torch.bernoulli(x_labelled), y_labelled
 
     else:
         one_by_one = ColourOneByOne
-        batches = data.labelled_batches(x, y, 100, seed=0)
+        new_batches = partial(data.labelled_batches, x, y, 100, 0)
 
         def prepare(x, y):
             return x, data.one_hot(y)
 
-    # The two loops.
-    theirs, ours = (MODELS[flags.model]().to(device) for _ in range(2))
-    if flags.model in ("ssvae", "fsvae"):
-        concatenate_labels(theirs.enc)
-        concatenate_labels(theirs.dec)
-    textbook = textbook_loop(theirs, one_by_one(images.x_train, images.y_train), prepare, device)
-    loops = {"textbook": lambda n: [next(textbook) for _ in range(n)], "ours": our_loop(ours, batches)}
+    # The loops.
+    def ours(**how):
+        torch.manual_seed(0)
+        return our_loop(MODELS[name]().to(device), new_batches(), device, **how)
 
-    seconds = {name: [] for name in loops}
-    for round_ in range(flags.rounds + 1):  # the first is not counted
-        for name, loop in loops.items():
-            began = time.perf_counter()
-            loop(flags.steps)
-            if round_:
-                seconds[name].append(time.perf_counter() - began)
-    threads = torch.get_num_threads()
-    print(f"{flags.model}, batch 100, {images.name}, {device}, {threads} threads, torch {torch.__version__}")
-    for name, values in seconds.items():
-        rates = sorted(flags.steps / s for s in values)
-        print(f"{name:10} {statistics.median(rates):7.0f} steps/s   ({rates[0]:.0f} to {rates[-1]:.0f})")
-    ratios = sorted(a / b for a, b in zip(seconds["textbook"], seconds["ours"], strict=True))
-    print(f"ratio      {statistics.median(ratios):7.2f}           ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    print(f"\n{name}, batch 100, {images.name}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    torch.manual_seed(0)
+    model = MODELS[name]().to(device)
+    loops = {
+        "textbook": textbook_loop(model, one_by_one(images.x_train, images.y_train), prepare, device),
+        "plain": ours(quick=False),
+        "fast": ours(quick=True),
+        "medium": ours(quick=True, asked="medium"),
+    }
+    if name in ("vae", "gmvae"):
+        try:
+            import jax_scan
+
+            loops["JAX"] = jax_scan.epochs(images.x_train.numpy(), mixture=name == "gmvae")
+        except ImportError:
+            print("jax is not installed")
+    loops["products"] = products(device)
+    model = MODELS[name]().to(device)
+    with FlopCounterMode(display=False) as counter:
+        plain_update(model, adam(model, 1e-3), next(new_batches()))
+    flops = counter.get_total_flops()
+
+    # The rounds.
+    rates = {loop: [] for loop in loops}
+    for round_ in range(-2, flags.rounds):  # two are not counted: compilers work in them
+        for loop, steps in loops.items():
+            done, began = 0, time.perf_counter()
+            while time.perf_counter() - began < (flags.seconds if round_ >= 0 else 0.5):
+                done += next(steps)
+            if round_ >= 0:
+                rates[loop].append(done / (time.perf_counter() - began))
+    peak = statistics.median(rates.pop("products"))
+    print(f"{flops / 1e9:.2f} GFLOP a step; large products of float32 at {peak / 1e9:.0f} GFLOP/s")
+    print(f"{'loop':10} {'steps/s':>8} {'from to':>14} {'× textbook':>11} {'default run, s':>15} {'share':>6}")
+    for loop, values in rates.items():
+        rate = statistics.median(values)
+        ratio = statistics.median(a / b for a, b in zip(values, rates["textbook"], strict=True))
+        spread = f"{min(values):.0f} to {max(values):.0f}"
+        run, share = DEFAULT_STEPS[name] / rate, rate * flops / peak
+        print(f"{loop:10} {rate:8.0f} {spread:>14} {ratio:11.2f} {run:15.0f} {share:6.0%}")
+    if "JAX" in rates:
+        for loop in ("fast", "medium"):
+            ratio = statistics.median(a / b for a, b in zip(rates[loop], rates["JAX"], strict=True))
+            print(f"{loop} / JAX  {ratio:.2f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--data_dir", help="folder of MNIST; without it the built-in glyphs are used")
+    parser.add_argument("--svhn", action="store_true", help="SVHN's train split is there, too")
+    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    flags = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for name in flags.model:
+        time_model(name, flags, device)
 
 
 if __name__ == "__main__":

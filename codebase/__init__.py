@@ -5,8 +5,10 @@ The rooms, each of which imports only from those below it:
     experiment, flags                 run names and folders, device, the course of a run; the flags
     results                           the report, and results.json
     content                           do generated images show their labels?
-    train, evaluate, pictures, curves the loop; bounds with standard errors; grids of images; TensorBoard's file
+    train, fast                       the loop; its step, compiled or as a CUDA graph
+    evaluate, pictures, curves        bounds with standard errors; grids of images; TensorBoard's file
     checkpoints, data, glyphs         files: weights and training states; data sets; the built-in digits
+    precision                         how exactly matrix products are computed
     models.vae, ...                   one model = its densities and bounds
     nns                               networks
     utils                             the mathematics, tensors to tensors

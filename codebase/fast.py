@@ -13,7 +13,7 @@ from torch import nn
 
 from codebase.checkpoints import random_state, restore_random_state
 
-STEPS = 5000  # on a CPU the compiler takes as long as it saves in about this many steps
+STEPS = 10_000  # on a CPU the compiler takes as long as it saves in about this many steps
 
 
 def pays(device, steps):

@@ -62,6 +62,12 @@ def sample_counts(text):
     return sorted({int(count) for count in counts})
 
 
+def precision(default):
+    """The flag --precision, for a script whose default it is."""
+    what = "of matrix products in training: highest, high or medium (codebase/precision.py); evaluation is in float32"
+    return ("precision", default, CHOICES, what)
+
+
 size = whole(1, 1_000_000)  # a flag's type, of what arrays are made of
 SWITCH = (0, 1)
 
@@ -84,12 +90,7 @@ SHARED_FLAGS = [  # name, default, type or choices, what it is
     ("device", "auto", ("auto", "cpu", "cuda", "mps"), "auto, cpu, cuda or mps"),
     ("batch_size", 100, size, "images in a training step"),
     ("lr", 1e-3, positive, "learning rate of Adam"),
-    (
-        "precision",
-        "highest",
-        CHOICES,
-        "of matrix products in training: highest, high or medium (codebase/precision.py); evaluation is in float32",
-    ),
+    precision("medium"),
     (
         "fast",
         "auto",

@@ -9,7 +9,7 @@ import torch
 from conftest import save_digits
 from torch import nn
 
-from codebase import checkpoints, data, fast
+from codebase import checkpoints, data, fast, precision
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
@@ -208,3 +208,24 @@ def test_without_a_compiler_a_run_says_so_once_and_goes_on(script, tmp_path, mon
     assert code == 0
     assert out.count("the plain one, as the faster one fails (RuntimeError: No working C++ compiler found)") == 1
     assert "trained 3 steps" in out
+
+
+def test_the_precision_of_a_run(script, tmp_path, monkeypatch):
+    """--precision says how its products are computed, and joins its name where it is not the default."""
+    save_digits(tmp_path / "digits.npz")
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    args = ["--dataset", tmp_path / "digits.npz", "--iter_max", 5, "--z", 2, "--batch_size", 20, "--device", "cpu"]
+    images = data.load(str(tmp_path / "digits.npz"), "")
+    ended = {}
+    for choice, name in (("medium", "batch=20_run"), ("highest", "batch=20_precision=highest_run")):
+        code, _, err = script("run_vae.py", *args, "--precision", choice)
+        assert code == 0, err
+        (path,) = tmp_path.glob(f"checkpoints/*_{name}=0000/model-00005.pt")
+        torch.manual_seed(0)
+        model = VAE(z_dim=2)
+        optimizer = adam(model, 1e-3)
+        for _, batch in zip(range(5), data.binary_batches(images.x_train, 20, 0), strict=False):
+            plain_update(model, optimizer, batch, bfloat16=choice == "medium")
+        ended[choice] = torch.load(path)
+        torch.testing.assert_close(ended[choice], model.state_dict(), rtol=1e-4, atol=1e-5)
+    assert not ended["medium"]["dec.net.2.weight"].equal(ended["highest"]["dec.net.2.weight"])
