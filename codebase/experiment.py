@@ -175,7 +175,7 @@ def train_run(run, model, batches, draw):
         setting = precision.training_setting(run.flags.precision, run.device)
         try:
             with asked_to_stop() as signals, precision.products(setting):
-                update, stream = choose_update(run, model, optimizer, batches(start))
+                update, stream = choose_update(run, model, optimizer, batches(start), start)
                 step, seconds = train(
                     model,
                     stream,
@@ -204,11 +204,16 @@ def train_run(run, model, batches, draw):
         sys.exit(128 + signals[0])
 
 
-def choose_update(run, model, optimizer, batches):
-    """The update to train by, as the flags say, and the batches as they were. Says where it is not the plain one."""
+def choose_update(run, model, optimizer, batches, start):
+    """The update to train by, as the flags say, and the batches as they were. Says where it is not the plain one.
+
+    By --iter_max, not by the steps that are left: a run that was interrupted goes on as it would have gone on.
+    """
     flags, in_bfloat16 = run.flags, precision.in_bfloat16(run.flags.precision, run.device)
     update = partial(plain_update, model, optimizer, bfloat16=in_bfloat16)
-    if flags.fast == "1" or (flags.fast == "auto" and fast.pays(run.device, flags.iter_max)):
+    wanted = flags.fast == "1" or (flags.fast == "auto" and fast.pays(run.device, flags.iter_max))
+    if wanted and start < flags.iter_max:
+        say("update       being compiled, or recorded as a CUDA graph; --fast 0 does without")
         first = next(batches)
         update, how = fast.faster(update, model, optimizer, first, in_bfloat16)
         batches = itertools.chain([first], batches)

@@ -191,6 +191,7 @@ def test_a_run_that_is_compiled(script, tmp_path, monkeypatch):
             assert ("update       compiled, ready after" in out) == (run != "plain"), out
         (path,) = (tmp_path / run / "checkpoints").glob("*/model-00040.pt")
         ended[run] = torch.load(path)
+    assert "update" not in script("run_vae.py", *args, *more, "--batch_size", 20, "--device", "cpu")[1]  # nothing to do
     torch.testing.assert_close(ended["whole"], ended["plain"], rtol=1e-3, atol=1e-4)
     for key, value in ended["whole"].items():
         assert value.equal(ended["parts"][key])
