@@ -33,7 +33,10 @@ ALL_OF_THEM = pytest.mark.parametrize(
 
 @pytest.fixture
 def flags(tmp_path):
-    """flags('run_vae.py') is a command line of small steps: a checkpoint every 20, of which two are kept."""
+    """flags('run_vae.py') is a command line of small steps: a checkpoint every 20, of which two are kept.
+
+    The update is the plain one whatever --iter_max is, so that runs of different lengths have the same steps.
+    """
 
     def of(name):
         digits = save_digits(tmp_path / f"digits-of-{name}.npz", colour=name == "run_fsvae.py")
@@ -51,6 +54,8 @@ def flags(tmp_path):
             2,
             "--device",
             "cpu",
+            "--fast",
+            0,
         ]
 
     return of
