@@ -186,6 +186,13 @@ VALUES = st.one_of(
 )
 
 
+def test_two_dashes_are_no_value(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_flags("", [], ["--batch_size=--"])
+    assert stop.value.code == 2
+    assert "argument --batch_size: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("n", CASES)
 def test_flags_of_any_kind(n):
     scripts = ["run_vae", "run_gmvae", "run_ssvae", "run_fsvae"]
