@@ -135,7 +135,7 @@ def parse_flags(description, own_flags, argv=None):
     flags.step = flags.iter_max
     flags.off_default = set()
     for name, default, kind, _ in table.values():
-        if isinstance(getattr(flags, name), list):  # what some versions of argparse make of "--flag=--"
+        if getattr(flags, name) == []:  # what some versions of argparse make of "--flag=--"
             parser.error(f"argument --{name}: '--' is not a value")
         default = kind(default) if isinstance(default, str) and callable(kind) else default
         if getattr(flags, name) is None:

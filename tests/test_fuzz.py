@@ -186,11 +186,12 @@ VALUES = st.one_of(
 )
 
 
-def test_two_dashes_are_no_value(capsys):
+@pytest.mark.parametrize("flag", ["--batch_size", "--iw_eval"])
+def test_two_dashes_are_no_value(capsys, flag):
     with pytest.raises(SystemExit) as stop:
-        parse_flags("", [], ["--batch_size=--"])
+        parse_flags("", [], [f"{flag}=--"])
     assert stop.value.code == 2
-    assert "argument --batch_size: " in capsys.readouterr().err
+    assert f"argument {flag}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("n", CASES)
