@@ -14,7 +14,7 @@ import torch
 
 from codebase import InputError, content, data, pictures
 from codebase.experiment import draw_styles, open_run, run_main, train_or_load
-from codebase.flags import IW, parse_flags, precision, size, text, whole
+from codebase.flags import IW, precision, size, text, whole
 from codebase.models.fsvae import FSVAE
 from codebase.results import report, report_content
 
@@ -29,9 +29,8 @@ FLAGS = [  # name, default, type or choices, what it is
 ]
 
 
-def main():
-    # Flags, data, run.
-    flags = parse_flags(__doc__, FLAGS)
+def main(flags):
+    # Data, run.
     if "split" in flags.off_default and flags.dataset not in ("auto", "svhn"):
         raise InputError(
             f"--split {flags.split} chooses among SVHN's files: it does not go with --dataset {flags.dataset}."
@@ -53,6 +52,7 @@ def main():
     train_or_load(run, model, batches, partial(draw, run, model, *splits["subset"]))
     report(run, model, splits, bits=True)
     report_content(run, model, content.judge(images, run.device))
+    return run
 
 
 def draw(run, model, x, y, writer, step):
@@ -71,4 +71,4 @@ def draw(run, model, x, y, writer, step):
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, __doc__, FLAGS)

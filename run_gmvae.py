@@ -13,7 +13,7 @@ import torch
 
 from codebase import data
 from codebase.experiment import draw_samples, open_run, run_main, train_or_load
-from codebase.flags import IW, parse_flags, size
+from codebase.flags import IW, size
 from codebase.models.gmvae import GMVAE
 from codebase.results import report
 
@@ -24,9 +24,8 @@ FLAGS = [  # name, default, type, what it is
 ]
 
 
-def main():
-    # Flags, data, run.
-    flags = parse_flags(__doc__, FLAGS)
+def main(flags):
+    # Data, run.
     images = data.load(flags.dataset, flags.data_dir)
     run = open_run(f"gmvae_z={flags.z}_k={flags.k}", flags, images)
     splits = data.binary_test_splits(images, run.device)
@@ -39,7 +38,8 @@ def main():
     batches = partial(data.binary_batches, images.x_train.to(run.device), flags.batch_size, flags.seed)
     train_or_load(run, model, batches, partial(draw_samples, run, model, *splits["subset"]))
     report(run, model, splits)
+    return run
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, __doc__, FLAGS)

@@ -14,7 +14,7 @@ import torch
 
 from codebase import InputError, data, evaluate, pictures
 from codebase.experiment import draw_styles, open_run, run_main, train_or_load
-from codebase.flags import parse_flags, precision, size, weight, whole
+from codebase.flags import precision, size, weight, whole
 from codebase.models.ssvae import SSVAE
 from codebase.results import confusion_table, report, report_accuracy
 
@@ -28,9 +28,8 @@ FLAGS = [  # name, default, type, what it is
 ]
 
 
-def main():
-    # Flags, data, run.
-    flags = parse_flags(__doc__, FLAGS)
+def main(flags):
+    # Data, run.
     if flags.gw == flags.cw == 0:
         raise InputError("--gw 0 --cw 0 leave nothing to train: give one of them a weight.")
     images = data.load(flags.dataset, flags.data_dir)
@@ -49,6 +48,7 @@ def main():
     train_or_load(run, model, batches, partial(draw, run, model, x_test, y_test))
     report(run, model, data.binary_test_splits(images, run.device) if flags.gw else {})
     report_accuracy(run, model, x_test, y_test)
+    return run
 
 
 def draw(run, model, x_test, y_test, writer, step):
@@ -70,4 +70,4 @@ def draw(run, model, x_test, y_test, writer, step):
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, __doc__, FLAGS)

@@ -9,29 +9,20 @@ the differences; a difference within two or three of them is none that can be se
 """
 
 import argparse
-import json
-import math
-import statistics
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from codebase import summary
+
 
 def read(name):
-    """The results of an experiment's runs: {run: {(split, quantity): number}}."""
-    runs = {}
-    for path in Path("logs").glob(f"{name}_run=*/results.json"):
-        record = json.loads(path.read_text())
-        runs[record["flags"]["run"]] = {
-            (split, what): value["mean"]
-            for split, values in record["results"].items()
-            for what, value in values.items()
-            if isinstance(value, dict) and isinstance(value.get("mean"), float)
-        }
-    return runs
-
-
-def estimate(values):
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+    """The configuration of the runs of this name."""
+    configurations, left_out = summary.read(Path("logs").glob(f"{name}_run=*"))
+    if len(configurations) != 1:
+        sys.exit(f"compare_runs.py: error: logs/ has {len(configurations)} configurations of {name}; {left_out}")
+    return configurations[0]
 
 
 def main():
@@ -40,17 +31,13 @@ def main():
     parser.add_argument("second")
     flags = parser.parse_args()
     first, second = read(flags.first), read(flags.second)
-    both = sorted(first.keys() & second.keys())
-    if len(both) < 2:
-        sys.exit(
-            f"logs/ has {len(first)} runs of {flags.first} and {len(second)} of {flags.second}: two of both needed"
-        )
-    print(f"| runs {', '.join(map(str, both))} | {flags.first} | {flags.second} | difference |\n|---|---|---|---|")
-    for key in first[both[0]]:
-        if all(key in runs[run] for runs in (first, second) for run in both):
-            a, b = ([runs[run][key] for run in both] for runs in (first, second))
-            difference = [y - x for x, y in zip(a, b, strict=True)]
-            print(f"| {' '.join(key)} | {estimate(a)} | {estimate(b)} | {estimate(difference)} |")
+    cells = [["", flags.first, flags.second, "difference", "seeds in both"]]
+    for name in first["results"]:
+        if name in second["results"]:
+            difference = summary.difference(second, first, name)
+            numbers = [first["results"][name], second["results"][name], difference]
+            cells.append([summary.called(name), *(summary.in_words(x, digits=3) for x in numbers), difference["n"]])
+    print(summary.rows(cells))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 The rooms, each of which imports only from those below it:
 
-    experiment, flags                 run names and folders, device, the course of a run; the flags
+    experiment                        run names and folders, device, the course of a run and of its replicates
+    summary                           the runs by configuration, and their tables
+    flags                             the flags of the run scripts
     results                           the report, and results.json
     content                           do generated images show their labels?
     train, fast                       the loop; its step, compiled or as a CUDA graph

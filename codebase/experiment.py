@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import torch
 
-from codebase import InputError, NonFiniteError, checkpoints, evaluate, fast, pictures, precision
+from codebase import InputError, NonFiniteError, checkpoints, evaluate, fast, pictures, precision, summary
 from codebase.curves import Curves
 from codebase.data import Data
-from codebase.flags import FREE
-from codebase.results import circumstances, recorded, write_results
+from codebase.flags import FREE, parse_flags, replicates
+from codebase.results import circumstances, finished, recorded, write_results
 from codebase.train import adam, plain_update, train
 
 
@@ -51,6 +51,10 @@ class Run(NamedTuple):
     record: dict  # what results.json holds
 
 
+class Finished(Exception):
+    """There is nothing left to do for this run, whose folder of logs/ is the argument."""
+
+
 def run_name(model, flags, data, own, usual_data):
     """The run's name: model, what is off its default and changes the experiment, number of the run.
 
@@ -76,7 +80,8 @@ def run_name(model, flags, data, own, usual_data):
 def open_run(model, flags, data, own=(), usual_data="mnist"):
     """The run of a model, e.g. 'vae_z=10', on its data. Prints what it is and where things go; writes nothing.
 
-    own, usual_data: see run_name. Raises InputError where there is no such device, and for a --checkpoint that is none.
+    own, usual_data: see run_name. Raises InputError where there is no such device, and for a --checkpoint that is none;
+    Finished where the run is one of --replicates and has been trained and evaluated already.
     """
     device, device_in_words = choose_device(flags.device)
     if flags.deterministic:
@@ -89,6 +94,9 @@ def open_run(model, flags, data, own=(), usual_data="mnist"):
             raise InputError(f"--checkpoint {path}: there is no such file.")
         name = f"{name.rpartition('_run=')[0]}_checkpoint={path.stem}-{zlib.crc32(path.read_bytes()):08x}"
     folder, logs = Path("checkpoints", name), Path("logs", name)
+    run = Run(name, flags, data, device, folder, logs, {})
+    if flags.replicates > 1 and flags.train and not flags.overwrite and finished(run):
+        raise Finished(logs)
     done = checkpoints.steps(folder)
     if flags.train == 0 and done and flags.step not in (None, done[-1]):
         logs = logs / f"step={flags.step:05d}"  # the run's own results and pictures are those of its last step
@@ -97,14 +105,16 @@ def open_run(model, flags, data, own=(), usual_data="mnist"):
     print(f"run          {name}, seed {flags.seed}")
     print(f"checkpoints  {flags.checkpoint or folder}")
     print(f"curves       {logs} (tensorboard --logdir logs --samples_per_plugin images=100)", flush=True)
-    record = {
-        "name": name,
-        "flags": {k: v for k, v in vars(flags).items() if k not in ("step", "off_default")},
-        "data": {"name": data.name, "origin": data.origin, "train": len(data.x_train), "test": len(data.x_test)},
-        "evaluated": circumstances(device_in_words),
-        "results": {},
-    }
-    return Run(name, flags, data, device, folder, logs, record)
+    run.record.update(
+        {
+            "name": name,
+            "flags": {k: v for k, v in vars(flags).items() if k not in ("step", "off_default")},
+            "data": {"name": data.name, "origin": data.origin, "train": len(data.x_train), "test": len(data.x_test)},
+            "evaluated": circumstances(device_in_words),
+            "results": {},
+        }
+    )
+    return run
 
 
 def draw_samples(run, model, x, writer, step):
@@ -126,7 +136,7 @@ def draw_styles(run, model, y, writer, step):
     pictures.show("samples", pictures.grid(images, run.data.shape), run.logs, writer, step)
 
 
-KEPT = contextlib.ExitStack()  # what a run holds until its script ends: its lock, as the report, too, is written then
+KEPT = contextlib.ExitStack()  # what a run holds until its report is written, too: its lock
 
 
 def train_or_load(run, model, batches, draw):
@@ -141,6 +151,8 @@ def train_or_load(run, model, batches, draw):
             draw(None, None)
         return
     batches(0)  # complains of a --batch_size that is too large, before anything is written
+    if run.flags.replicates > 1 and not run.flags.overwrite:
+        run.flags.resume = int(run.checkpoints.exists())  # an interrupted series goes on
     akin = None if not run.flags.resume or run.checkpoints.exists() else of_other_flags(run)
     if akin:
         raise InputError(f"there is no {run.checkpoints} to resume; {akin}. Without --resume 1 a new run begins.")
@@ -200,7 +212,8 @@ def train_run(run, model, batches, draw):
         run.record.update(before)
     write_results(run)
     if signals:
-        say(f"stopped after step {step:,}, which is saved: --resume 1 goes on from it, --train 0 looks at it.")
+        again = "--resume 1" if run.flags.replicates == 1 else "the same command"
+        say(f"stopped after step {step:,}, which is saved: {again} goes on from it, --train 0 looks at it.")
         sys.exit(128 + signals[0])
 
 
@@ -330,14 +343,36 @@ def load(run, model):
     run.record.update(recorded(run, run.record.get("step")))
 
 
-def run_main(main):
-    """Call main() as a script: what the user can mend ends it with a sentence and code 2, Ctrl-C with 130."""
+def run_all(main, flags):
+    """main(flags) for each of the --replicates; then, where there are several, their table."""
+    folders = []
+    for each in replicates(flags):
+        if flags.replicates > 1:
+            say(f"\nreplicate {len(folders) + 1} of {flags.replicates}")
+        try:
+            with KEPT:
+                run = main(each)
+                run.record["complete"] = True
+                write_results(run)
+                folders.append(run.logs)
+        except Finished as done:
+            folders += done.args
+            say(f"finished before: {folders[-1]} has its results")
+    if flags.replicates > 1:
+        print(f"\n{summary.report(*summary.read(folders))}")
+
+
+def run_main(main, description, own_flags):
+    """Call main(flags) as a script, which returns its run, once for each of the --replicates.
+
+    What the user can mend ends it with a sentence and code 2, Ctrl-C with 130.
+    """
     if sys.stdout is None or sys.stderr is None:  # closed, as by >&-
         nowhere = open(os.devnull, "w")  # noqa: SIM115
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     sys.stdout.reconfigure(errors="backslashreplace")  # a character that the terminal lacks is no reason to fail
     try:
-        main()
+        run_all(main, parse_flags(description, own_flags))
     except BrokenPipeError:  # whoever read what is printed has gone, as `| head` does
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -352,8 +387,6 @@ def run_main(main):
         sys.exit(fail("there is not enough memory for this: smaller numbers in the flags need less.", 2))
     except KeyboardInterrupt:
         sys.exit(130)
-    finally:
-        KEPT.close()
 
 
 def fail(error, code):

@@ -1,6 +1,7 @@
 """The flags of the run scripts: their types, those that all scripts share, and the parser."""
 
 import argparse
+import copy
 import math
 
 from codebase.precision import CHOICES
@@ -79,6 +80,7 @@ SHARED_FLAGS = [  # name, default, type or choices, what it is
     ("keep", 0, whole(0), "checkpoints to keep, the newest, beside that of the last step; 0: all"),
     ("run", 0, whole(0), "number of the run: another run of the same experiment, in a folder of its own"),
     ("seed", None, whole(0), "random seed (default: the number of the run)"),
+    ("replicates", 1, whole(1, 10_000), "runs to train, from --run on, each its own seed; finished ones are skipped"),
     (
         "train",
         1,
@@ -109,7 +111,7 @@ SHARED_FLAGS = [  # name, default, type or choices, what it is
 ]
 # Flags that may change from one part of a run to the next. All others decide what its weights are.
 FREE = {
-    *("data_dir", "iter_max", "iter_save", "keep", "run", "train", "full", "iw_eval", "device", "fast"),
+    *("data_dir", "iter_max", "iter_save", "keep", "run", "replicates", "train", "full", "iw_eval", "device", "fast"),
     *("resume", "overwrite", "deterministic", "checkpoint", "step", "off_default"),  # the last two: see parse_flags
 }
 
@@ -144,6 +146,10 @@ def parse_flags(description, own_flags, argv=None):
             flags.off_default.add(name)
     if flags.seed is None:
         flags.seed = flags.run
+    if max(flags.seed, flags.run) + flags.replicates > 2**63:
+        parser.error("--replicates: the last run's number or seed would not be below 2^63")
+    if flags.checkpoint is not None and flags.replicates > 1:
+        parser.error("--checkpoint FILE is one file of weights: it has no --replicates")
     if flags.resume and flags.overwrite:
         parser.error("--resume 1 goes on with a run and --overwrite 1 deletes it: give one of them")
     if flags.train == 0 and (flags.resume or flags.overwrite):
@@ -155,3 +161,12 @@ def parse_flags(description, own_flags, argv=None):
     if flags.full and flags.train == 1:
         parser.error("--full 1 is about the IWAE bounds, which --train 1 does not report: add --train 0 or 2")
     return flags
+
+
+def replicates(flags):
+    """The flags of each of the --replicates: a run of the next number and seed, which is gone on with where it has
+    begun (unless --overwrite 1 says otherwise)."""
+    for i in range(flags.replicates):
+        each = copy.deepcopy(flags)
+        each.run, each.seed = flags.run + i, flags.seed + i
+        yield each

@@ -42,11 +42,23 @@ def recorded(run, step):
     """What results.json holds of this run's weights after `step` steps; an empty dict where that is nothing."""
     try:
         record = json.loads((run.logs / "results.json").read_text())
-        kept = {key: record[key] for key in ("flags", "step", "trained", "results") if key in record}
+        kept = {key: record[key] for key in ("flags", "step", "trained", "complete", "results") if key in record}
         splits = kept["results"].values()
         return kept if kept.get("step") == step and all(isinstance(split, dict) for split in splits) else {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
+
+
+def finished(run):
+    """Does results.json hold already all that a training by these flags would report?"""
+    record, flags = recorded(run, run.flags.iter_max), run.flags
+    bounds = {f"iwae_{m}" for m in flags.iw_eval} if flags.train == 2 else set()
+    splits = [  # those that have bounds at all
+        results
+        for name, results in record.get("results", {}).items()
+        if "nelbo" in results and (name == "subset" or flags.full)
+    ]
+    return record.get("complete") is True and all(bounds <= results.keys() for results in splits)
 
 
 def write_results(run):
