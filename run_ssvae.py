@@ -14,7 +14,7 @@ import torch
 
 from codebase import InputError, data, evaluate, pictures
 from codebase.experiment import draw_styles, open_run, run_main, train_or_load
-from codebase.flags import precision, size, weight, whole
+from codebase.flags import size, weight, whole
 from codebase.models.ssvae import SSVAE
 from codebase.results import confusion_table, report, report_accuracy
 
@@ -24,7 +24,6 @@ FLAGS = [  # name, default, type, what it is
     ("z", 64, size, "dimension of the latent z"),
     ("labels", 100, size, "labelled images, as many of each class; 100 of MNIST are the homework's"),
     ("iter_max", 30000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
-    precision("highest"),  # "medium" is the default of the models for which docs/speed.md compares them over seeds
 ]
 
 
