@@ -3,6 +3,7 @@
 import hashlib
 import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def digits(tmp_path):
 def colour_digits(tmp_path):
     """The same in colour."""
     return save_digits(tmp_path / "digits.npz", colour=True)
+
+
+def printed_by(program, *args, cwd=ROOT):
+    """What a Python program prints, which may measure its own peak memory, ru_maxrss.
+
+    By way of a shell, for Linux lets a process begin with the peak of the one that starts it, and pytest's may be
+    larger than all that is to be measured.
+    """
+    command = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", program, *map(str, args)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 @pytest.fixture

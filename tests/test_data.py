@@ -3,8 +3,6 @@
 import gzip
 import hashlib
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -13,7 +11,7 @@ import pytest
 import scipy.io
 import scipy.stats
 import torch
-from conftest import ROOT, save_digits, save_svhn
+from conftest import printed_by, save_digits, save_svhn
 from torchvision.datasets import MNIST, SVHN
 
 from codebase import InputError, data
@@ -295,8 +293,7 @@ def test_svhn_is_never_in_memory_twice(tmp_path):
         "before = peak(); x, y = data.read_svhn_file(path); print(peak() - before, x.shape[0])\n"
     )
     for what in ("write", "read"):
-        command = [sys.executable, "-c", program, str(tmp_path), what]
-        out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        out = printed_by(program, tmp_path, what)
     grown, n = map(int, out.split())
     assert n == 100_000
     assert grown < 1.15 * 100_000 * 3072

@@ -1,12 +1,10 @@
 """Evaluation: right, with honest standard errors, repeatable, bounded in memory, and without a trace in training."""
 
 import contextlib
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, ConditionalLinearGaussian, LabelledLinearGaussian, LinearGaussian
+from conftest import ConditionalLinearGaussian, LabelledLinearGaussian, LinearGaussian, printed_by
 from torch.distributions import Normal
 
 from codebase import evaluate, precision
@@ -181,8 +179,7 @@ def test_memory_is_bounded_and_does_not_grow_with_the_number_of_samples(model):
         "x, model = torch.zeros(100, 784), M(); peak()\n"
         "for m in (100, 5000): evaluate.iwae(model, (x,), (m,)); peak()\n"
     )
-    out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    loaded, few, many = map(int, out.split())  # KiB
+    loaded, few, many = map(int, printed_by(program).split())  # KiB
     assert few - loaded < 500_000
     assert many - few < 50_000
 

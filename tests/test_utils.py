@@ -1,14 +1,12 @@
 """The mathematics against torch.distributions, in float64, over batch shapes."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import printed_by
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from codebase import utils
@@ -98,8 +96,7 @@ def test_log_normal_mixture_of_many_rows_is_that_of_each_in_bounded_memory():
         "all = f(z, m, v); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
         "torch.testing.assert_close(all[::9973], torch.stack([f(row, m, v) for row in z[::9973]]))\n"
     )
-    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert int(run.stdout) < 200_000  # KiB
+    assert int(printed_by(program)) < 200_000  # KiB
 
 
 @pytest.mark.parametrize("shape", SHAPES)
