@@ -35,7 +35,7 @@ def main():
         fail("there is no finished run under logs/; train one first.")
     if flags.out:
         try:
-            Path(flags.out).write_text(text + "\n", encoding="utf-8")
+            Path(flags.out).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             fail(error)
 

@@ -31,6 +31,8 @@ def main():
     parser.add_argument("second")
     flags = parser.parse_args()
     first, second = read(flags.first), read(flags.second)
+    if not set(first["seeds"]) & set(second["seeds"]):
+        sys.exit(f"compare_runs.py: error: no run of {flags.first} has the seed of one of {flags.second}")
     cells = [["", flags.first, flags.second, "difference", "seeds in both"]]
     for name in first["results"]:
         if name in second["results"]:

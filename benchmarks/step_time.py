@@ -43,12 +43,8 @@ from codebase.models.vae import VAE
 from codebase.train import adam, plain_update, train
 
 MODELS = {"vae": VAE, "gmvae": GMVAE, "ssvae": SSVAE, "fsvae": FSVAE}
-DEFAULT_STEPS = {
-    "vae": 20_000,
-    "gmvae": 20_000,
-    "ssvae": 30_000,
-    "fsvae": 10_000,
-}  # of a default run; of the FSVAE, a first look
+# Of a default run; of the FSVAE, a first look.
+DEFAULT_STEPS = {"vae": 20_000, "gmvae": 20_000, "ssvae": 30_000, "fsvae": 10_000}
 
 
 class GreyOneByOne(MNIST):

@@ -29,7 +29,7 @@ def read(folders):
     for folder in sorted(map(Path, folders)):
         path = folder / "results.json"
         try:
-            record = json.loads(path.read_text())
+            record = json.loads(path.read_text(encoding="utf-8"))
             if record.get("complete") is not True:
                 left_out.append(f"{path}: not finished")
                 continue
@@ -37,7 +37,7 @@ def read(folders):
         except FileNotFoundError:
             left_out.append(f"{path}: not finished, there is none yet")
             continue
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             left_out.append(f"{path}: cannot be read ({error!r})")
             continue
         runs = found.setdefault(run["key"], [])
@@ -68,7 +68,7 @@ def described(record):
         for name, value in results.items()
         if name != "ess" and not name.endswith("_bits") and isinstance(value, dict) and "mean" in value
     }
-    if not all(map(math.isfinite, numbers.values())):
+    if not all(abs(value) < 1e100 for value in numbers.values()):  # of which the square is finite
         raise ValueError("a number in it is not finite")
     trained, evaluated = record.get("trained", {}), record.get("evaluated", {})
     return {

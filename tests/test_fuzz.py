@@ -16,7 +16,7 @@ from conftest import ROOT, same, save_svhn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codebase import InputError, checkpoints, data
+from codebase import InputError, checkpoints, data, summary
 from codebase.experiment import run_name
 from codebase.flags import SHARED_FLAGS, parse_flags
 from codebase.models.vae import VAE
@@ -329,3 +329,39 @@ def test_results_of_other_contents(tmp_path, n):
             split["nelbo"] = 1
 
     for_all(n, (st.one_of(st.just(1), TREES), part), check)
+
+
+@pytest.mark.parametrize("n", FEWER_CASES)
+def test_tables_of_other_contents(tmp_path, n):
+    """A results.json in which anything stands in the place of something: it is left out with a line, or makes a table
+    beside that of a sound one."""
+    sound = {
+        "name": "model=vae_z=10_run=0000",
+        "complete": True,
+        "step": 1,
+        "flags": {"run": 0, "seed": 0, "precision": "medium", "lr": 1e-3},
+        "data": {"name": "mnist", "train": 3, "test": 2},
+        "trained": {"seconds": 1.0, "device": "cpu", "torch": "2", "commit": "a", "date": "2026-01-01"},
+        "results": {"subset": {"nelbo": {"mean": 1.0, "se": 1.0, "n": 2}}, "test": {"kl": {"mean": 1.0}}},
+    }
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    (folders[0] / "results.json").write_text(json.dumps(sound))
+    ways = [(key,) for key in sound]
+    ways += [(key, inner) for key in sound if isinstance(sound[key], dict) for inner in sound[key]]
+    ways += [("results", "subset", "nelbo"), ("results", "subset", "nelbo", "mean")]
+
+    def check(way, value, edits):
+        record = json.loads(json.dumps(sound)) | {"flags": sound["flags"] | {"run": 1, "seed": 1}}
+        inner = record
+        for key in way[:-1]:
+            inner = inner[key]
+        inner[way[-1]] = value
+        (folders[1] / "results.json").write_bytes(damage(json.dumps(record).encode(), edits))
+        configurations, left_out = summary.read(folders)
+        assert sum(len(of["runs"]) for of in configurations) + len(left_out) == 2
+        json.dumps(configurations)
+        assert summary.report(configurations, left_out)
+
+    for_all(n, (st.sampled_from(ways), TREES, st.one_of(st.just([]), EDITS)), check)

@@ -107,12 +107,13 @@ def test_unfinished_and_damaged_runs_are_named_and_left_out(script, log, tmp_pat
     (log("vae_z=10", 4, 2.0) / "results.json").write_text("[" * 100_000)
     log("vae_z=10", 5, float("nan"))
     (log("vae_z=10", 6, 2.0) / "results.json").unlink()
+    log("vae_z=10", 7, 1e300)
     code, out, _ = script("report.py", "--out", "tables.md")
     assert code == 0
     assert "| runs | 1 |" in out
     table, left_out = out.split("### Left out")
     assert "run=" not in table
-    for run, why in enumerate(["not finished", *["cannot be read"] * 4, "not finished"], start=1):
+    for run, why in enumerate(["not finished", *["cannot be read"] * 4, "not finished", "cannot be read"], start=1):
         assert f"run={run:04d}/results.json: {why}" in left_out
     assert (tmp_path / "tables.md").read_text() == out
 
