@@ -1,0 +1,175 @@
+"""Put the numbers of the runs into README.md and docs/*.md.
+
+    python report.py --json --out docs/results.json     what is under logs/, after training
+    python docs/fill.py                                 writes them where the documents ask for them
+
+A document asks with a comment that is not shown, <!--= expression -->; what stands between it and the next <!--/--> is
+the expression's value, written by this and never typed. The expressions are Python, of the functions below. Their
+arguments are names of configurations and numbers in docs/results.json, such as "vae_z=10" and "test nelbo"; those that
+begin with "earlier:" are in docs/results-earlier.json, of runs of which only the tables were kept.
+"""
+
+import json
+import math
+import re
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from codebase import summary  # noqa: E402
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLANK = re.compile(r"<!--= (.+?) -->(.*?)<!--/-->", re.DOTALL)
+
+# The course staff's figures: mean, and standard deviation over their 50 runs where they gave it, on the homework's
+# subset of the test images as they had binarised it.
+STAFF_RUNS = 50
+STAFF = {
+    "vae_z=10": {
+        "subset nelbo": (101.21, 0.61),
+        "subset kl": (19.34, 0.19),
+        "subset rec": (81.86, 0.66),
+        "subset iwae_1": (101.21, None),
+        "subset iwae_10": (98.50, None),
+        "subset iwae_100": (97.46, None),
+        "subset iwae_1000": (96.93, None),
+    },
+    "gmvae_z=10_k=500": {
+        "subset nelbo": (98.58, 0.46),
+        "subset kl": (17.82, 0.18),
+        "subset rec": (80.77, 0.51),
+        "subset iwae_1": (98.58, None),
+        "subset iwae_10": (96.12, None),
+        "subset iwae_100": (95.16, None),
+        "subset iwae_1000": (94.71, None),
+    },
+    "ssvae_gw=000_cw=100": {"test accuracy_percent": (73.5, None)},
+    "ssvae_gw=001_cw=100": {"test accuracy_percent": (93.52, 1.09)},
+}
+
+
+def stored():
+    """The configurations by name."""
+    found = {}
+    for prefix, name in (("", "results.json"), ("earlier:", "results-earlier.json")):
+        for configuration in json.loads((ROOT / "docs" / name).read_text())["configurations"]:
+            key = prefix + configuration["configuration"]
+            if key in found:
+                raise SystemExit(f"fill.py: error: docs/{name} has several configurations called {key}.")
+            found[key] = configuration
+    return found
+
+
+RUNS = stored()
+
+
+def number(configuration, name):
+    return RUNS[configuration]["results"][name]
+
+
+def mean(configuration, name, digits=2):
+    """'99.81 ± 0.09': the mean over the runs ± its standard error."""
+    return summary.in_words(number(configuration, name), digits)
+
+
+def deviation(configuration, name):
+    """The standard deviation of single runs around their mean."""
+    return statistics.stdev(value for value in number(configuration, name)["values"] if value is not None)
+
+
+def single(configuration, name, digits=1):
+    """'99.8 ± 0.5': the mean ± two standard deviations of single runs, where one run's number is to be expected."""
+    return f"{number(configuration, name)['mean']:.{digits}f} ± {2 * deviation(configuration, name):.{digits}f}"
+
+
+def minus(a, name_a, b, name_b, digits=2):
+    """Number name_a of configuration a less name_b of b, run by run of the same seed."""
+    return summary.in_words(summary.difference(RUNS[a], RUNS[b], name_a, name_b), digits)
+
+
+def low_high(configuration, name, digits=2):
+    """'89.82 to 94.81': the lowest and the highest run."""
+    values = number(configuration, name)["values"]
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
+def count(configuration):
+    return len(RUNS[configuration]["runs"])
+
+
+def seconds(configuration):
+    """The median time of training, in words."""
+    middle = statistics.median(RUNS[configuration]["seconds"])
+    return f"{middle:.0f} s" if middle < 300 else f"{middle / 60:.0f} min"
+
+
+def made(configuration):
+    """Where and when the runs were made."""
+    of = RUNS[configuration]["made"]
+    commits = "".join(f"; commit `{commit[:7]}{commit[40:]}`" for commit in of["commit"] if len(commit) >= 40)
+    return f"{', '.join(of['day'])}; {'; '.join(of['device'])}; torch {', '.join(of['torch'])}{commits}"
+
+
+def table(*configurations):
+    """Their means ± standard errors."""
+    return f"\n\n{summary.table([RUNS[configuration] for configuration in configurations])}\n\n"
+
+
+def beside(a, b):
+    """Two configurations whose runs have nothing in common, and b less a."""
+    cells = [["", *(f"{name}, {count(name)} runs" for name in (a, b)), "difference"]]
+    for name, of in RUNS[b]["results"].items():
+        if name in RUNS[a]["results"]:
+            other = number(a, name)
+            difference = {"mean": of["mean"] - other["mean"], "se": math.hypot(of["se"], other["se"])}
+            cells.append([summary.called(name), mean(a, name), mean(b, name), summary.in_words(difference)])
+    return f"\n\n{summary.rows(cells)}\n\n"
+
+
+def every_run(configuration, *names):
+    """A row for each run, of these numbers or all."""
+    of = RUNS[configuration]
+    names = names or list(of["results"])
+    cells = [["seed", *map(summary.called, names)]]
+    for i, seed in enumerate(of["seeds"]):
+        values = [of["results"][name]["values"][i] for name in names]
+        cells.append([seed, *("" if value is None else f"{value:.2f}" for value in values)])
+    return f"\n\n{summary.rows(cells)}\n\n"
+
+
+def against_staff(configuration):
+    """Ours beside the course staff's: the difference, also in standard errors of the two means together.
+
+    Where the staff gave no standard deviation of single runs, ours stands for it.
+    """
+    head = ["", f"ours, {count(configuration)} runs", "sd of a run", "course staff", "difference", "in standard errors"]
+    cells = [head]
+    for name, of in RUNS[configuration]["results"].items():
+        ours = [name, mean(configuration, name), f"{deviation(configuration, name):.2f}"]
+        theirs, sd = STAFF[configuration].get(name, (None, None))
+        if theirs is not None:
+            error = math.hypot(of["se"], (sd or deviation(configuration, name)) / math.sqrt(STAFF_RUNS))
+            staff = f"{theirs:.2f}" + (f" ± {sd / math.sqrt(STAFF_RUNS):.2f}" if sd else "")
+            ours += [staff, f"{of['mean'] - theirs:+.2f}", f"{(of['mean'] - theirs) / error:+.1f}"]
+        cells.append([summary.called(name), *ours[1:], *[""] * (6 - len(ours))])
+    return f"\n\n{summary.rows(cells)}\n\n"
+
+
+def filled(text):
+    """The text with all its blanks filled in."""
+    return BLANK.sub(lambda blank: f"<!--= {blank[1]} -->{eval(blank[1])}<!--/-->", text)
+
+
+def main():
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        if filled(text) != text:
+            path.write_text(filled(text), encoding="utf-8")
+            print(f"filled {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
