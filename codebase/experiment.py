@@ -94,12 +94,12 @@ def open_run(model, flags, data, own=(), usual_data="mnist"):
             raise InputError(f"--checkpoint {path}: there is no such file.")
         name = f"{name.rpartition('_run=')[0]}_checkpoint={path.stem}-{zlib.crc32(path.read_bytes()):08x}"
     folder, logs = Path("checkpoints", name), Path("logs", name)
-    run = Run(name, flags, data, device, folder, logs, {})
-    if flags.replicates > 1 and flags.train and not flags.overwrite and finished(run):
-        raise Finished(logs)
     done = checkpoints.steps(folder)
     if flags.train == 0 and done and flags.step not in (None, done[-1]):
         logs = logs / f"step={flags.step:05d}"  # the run's own results and pictures are those of its last step
+    run = Run(name, flags, data, device, folder, logs, {})
+    if flags.replicates > 1 and flags.train and not flags.overwrite and finished(run):
+        raise Finished(logs)
     print(f"device       {device_in_words}")
     print(f"data         {data.origin}: {len(data.x_train):,} training and {len(data.x_test):,} test images")
     print(f"run          {name}, seed {flags.seed}")
