@@ -35,7 +35,8 @@ def main(flags):
         raise InputError(
             f"--split {flags.split} chooses among SVHN's files: it does not go with --dataset {flags.dataset}."
         )
-    images = data.load_svhn(flags.dataset, flags.data_dir, flags.split)
+    images = data.load(flags.dataset, flags.data_dir, "svhn", flags.split)
+    data.require_labels(images)
     if images.name != "svhn":
         flags.split = None  # there is none, in the name as in the results
         flags.off_default.discard("split")
@@ -44,11 +45,11 @@ def main(flags):
 
     # Model.
     torch.manual_seed(flags.seed)
-    model = FSVAE(z_dim=flags.z, iw=flags.iw).to(run.device)
+    model = FSVAE(z_dim=flags.z, iw=flags.iw, classes=images.classes, x_dim=images.x_dim).to(run.device)
 
     # Train or load, then report.
     x, y = images.x_train.to(run.device), images.y_train.to(run.device)
-    batches = partial(data.labelled_batches, x, y, flags.batch_size, flags.seed)
+    batches = partial(data.labelled_batches, x, y, images.classes, flags.batch_size, flags.seed)
     train_or_load(run, model, batches, partial(draw, run, model, *splits["subset"]))
     report(run, model, splits, bits=True)
     report_content(run, model, content.judge(images, run.device))
@@ -57,12 +58,11 @@ def main(flags):
 
 def draw(run, model, x, y, writer, step):
     """samples.png: twenty styles in every digit. reconstructions.png: an image of each class, what the model makes of
-    it, and its style in every digit."""
-    every_y = torch.eye(data.CLASSES, device=run.device)  # (C, C)
-    draw_styles(run, model, every_y, writer, step)
-
+    it, and its style in every digit. Of many classes the first pictures.CLASSES."""
+    every_y = draw_styles(run, model, writer, step)  # (C, C)
     label = y.argmax(-1)
-    rows = torch.stack([(label == c).nonzero()[0, 0] for c in label.unique()])  # an image of each class there is
+    shown = label.unique()[: pictures.CLASSES]  # an image of each class there is
+    rows = torch.stack([(label == c).nonzero()[0, 0] for c in shown])
     x, y = data.scaled(x[rows]), y[rows]
     z = model.posterior(x, y)[0]  # (n, D)
     styles = model.mean_x(z.unsqueeze(1), every_y)  # (n, C, X)

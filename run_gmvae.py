@@ -32,7 +32,7 @@ def main(flags):
 
     # Model.
     torch.manual_seed(flags.seed)
-    model = GMVAE(z_dim=flags.z, k=flags.k, iw=flags.iw).to(run.device)
+    model = GMVAE(z_dim=flags.z, k=flags.k, iw=flags.iw, x_dim=images.x_dim).to(run.device)
 
     # Train or load, then report.
     batches = partial(data.binary_batches, images.x_train.to(run.device), flags.batch_size, flags.seed)

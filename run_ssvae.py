@@ -22,7 +22,7 @@ FLAGS = [  # name, default, type, what it is
     ("gw", 1, weight, "weight of the negative ELBO of all images in the loss; 0: the supervised baseline"),
     ("cw", 100, weight, "weight of the classifier's cross-entropy on the labelled images in the loss"),
     ("z", 64, size, "dimension of the latent z"),
-    ("labels", 100, size, "labelled images, as many of each class; 100 of MNIST are the homework's"),
+    ("labels", None, size, "labelled images, as many of each class (default: ten of each; of MNIST the homework's)"),
     ("iter_max", 30000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
 ]
 
@@ -32,17 +32,21 @@ def main(flags):
     if flags.gw == flags.cw == 0:
         raise InputError("--gw 0 --cw 0 leave nothing to train: give one of them a weight.")
     images = data.load(flags.dataset, flags.data_dir)
+    data.require_labels(images)
+    if flags.labels in (None, 10 * images.classes):
+        flags.labels = 10 * images.classes
+        flags.off_default.discard("labels")
     labelled = data.labelled_subset(images, flags.labels, flags.seed)
     run = open_run(f"ssvae_gw={flags.gw:0>3}_cw={flags.cw:0>3}", flags, images, own=("z", "labels"))
     x_test, y_test = images.x_test.to(run.device), images.y_test.to(run.device)
 
     # Model.
     torch.manual_seed(flags.seed)
-    model = SSVAE(gen_weight=flags.gw, class_weight=flags.cw, z_dim=flags.z).to(run.device)
+    model = SSVAE(flags.gw, flags.cw, flags.z, classes=images.classes, x_dim=images.x_dim).to(run.device)
 
     # Train or load, then report.
     x, x_labelled = images.x_train.to(run.device), images.x_train[labelled].to(run.device)
-    y_labelled = images.y_train[labelled].to(run.device)
+    y_labelled = data.one_hot(images.y_train[labelled], images.classes).to(run.device)
     batches = partial(data.semi_supervised_batches, x, x_labelled, y_labelled, flags.batch_size, flags.seed)
     train_or_load(run, model, batches, partial(draw, run, model, x_test, y_test))
     report(run, model, data.binary_test_splits(images, run.device) if flags.gw else {})
@@ -56,9 +60,9 @@ def draw(run, model, x_test, y_test, writer, step):
     samples.png: row = digit, column = style z. mistakes.png: row = true digit, column = predicted digit, one of each.
     """
     if model.gen_weight:
-        draw_styles(run, model, model.every_y[:, 0], writer, step)
+        draw_styles(run, model, writer, step)
     log_q = evaluate.classify(model, x_test)
-    worst = evaluate.mistakes(log_q, y_test)
+    worst = evaluate.mistakes(log_q, y_test)[: pictures.CLASSES, : pictures.CLASSES]
     there = (worst.flatten() >= 0).to(run.device)
     tiles = data.scaled(x_test[worst.flatten()]) * there.unsqueeze(1)  # black where there is no mistake
     pictures.show("mistakes", pictures.grid(tiles, run.data.shape, columns=len(worst)), run.logs, writer, step)

@@ -79,9 +79,8 @@ class Textbook:
         shape = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
         return net.net(torch.cat([x.expand(*shape, -1), y.expand(*shape, -1)], -1))
 
-    def log_likelihood(self, model, x, z, y=None):
-        y = model.every_y if y is None and isinstance(model, SSVAE) else y
-        logits = model.dec(z, y)
+    def log_likelihood(self, model, x, z, *y):
+        logits = model.dec(z, *y)
         return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
 
 
@@ -104,13 +103,18 @@ def our_loop(model, batches, device, quick, asked="highest"):
     """Endless: trains a hundred steps at each next()."""
     optimizer = adam(model, 1e-3)
     bfloat16 = precision.in_bfloat16(asked, device)
-    with precision.products(precision.training_setting(asked, device)):
+    casting = partial(precision.cast_back, model) if bfloat16 else contextlib.nullcontext
+    with precision.products(precision.training_setting(asked, device)), casting():
         update = partial(plain_update, model, optimizer, bfloat16=bfloat16)
         if quick:
             update, how = fast.faster(update, model, optimizer, next(batches), bfloat16)
             print(f"{asked}: {how}", flush=True)
     while True:
-        with precision.products(precision.training_setting(asked, device)), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            precision.products(precision.training_setting(asked, device)),
+            casting(),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             train(
                 model,
                 batches,
@@ -137,7 +141,7 @@ def products(device):
 
 def time_model(name, flags, device):
     if name == "fsvae":
-        images = data.load_svhn("svhn" if flags.data_dir and flags.svhn else "glyphs", flags.data_dir, "train")
+        images = data.load("svhn" if flags.data_dir and flags.svhn else "glyphs", flags.data_dir, "svhn", "train")
     else:
         images = data.load("mnist" if flags.data_dir else "glyphs", flags.data_dir)
 
@@ -152,18 +156,18 @@ def time_model(name, flags, device):
 
     elif name == "ssvae":
         rows = data.labelled_subset(images, 100, seed=0)
-        x_labelled, y_labelled = data.scaled(x[rows]), data.one_hot(y[rows])
-        new_batches = partial(data.semi_supervised_batches, x, x[rows], y[rows], 100, 0)
+        x_labelled, y_labelled = data.scaled(x[rows]), data.one_hot(y[rows], 10)
+        new_batches = partial(data.semi_supervised_batches, x, x[rows], y_labelled, 100, 0)
 
         def prepare(x, y):
             return torch.bernoulli(x), torch.bernoulli(x_labelled), y_labelled
 
     else:
         one_by_one = ColourOneByOne
-        new_batches = partial(data.labelled_batches, x, y, 100, 0)
+        new_batches = partial(data.labelled_batches, x, y, 10, 100, 0)
 
         def prepare(x, y):
-            return x, data.one_hot(y)
+            return x, data.one_hot(y, 10)
 
     # The loops.
     def ours(**how):

@@ -7,6 +7,7 @@ The rooms, each of which imports only from those below it:
     flags                             the flags of the run scripts
     results                           the report, and results.json
     content                           do generated images show their labels?
+    loading                           a trained model from its files: codebase.load
     train, fast                       the loop; its step, compiled or as a CUDA graph
     evaluate, pictures, curves        bounds with standard errors; grids of images; TensorBoard's file
     checkpoints, data, glyphs         files: weights and training states; data sets; the built-in digits
@@ -16,15 +17,20 @@ The rooms, each of which imports only from those below it:
     utils                             the mathematics, tensors to tensors
 """
 
-LABELS = {  # how numbers are called where they are printed
-    "nelbo": "NELBO",
-    "kl": "KL",
-    "kl_z": "KL_z",
-    "kl_y": "KL_y",
-    "rec": "Rec",
-    "accuracy_percent": "accuracy, %",
-    "classifier_percent": "classifier's accuracy, %",
-}
+
+def called(number):
+    """How a number is called where it is printed: 'kl_z' -> 'KL_z', 'test nelbo' -> 'test NELBO'."""
+    *split, name = number.split(" ", 1)
+    names = {
+        "nelbo": "NELBO",
+        "kl": "KL",
+        "kl_z": "KL_z",
+        "kl_y": "KL_y",
+        "rec": "Rec",
+        "accuracy_percent": "accuracy, %",
+        "classifier_percent": "classifier's accuracy, %",
+    }
+    return " ".join([*split, names.get(name, name.replace("iwae_", "IWAE-"))])
 
 
 class InputError(Exception):
@@ -39,3 +45,9 @@ class InputError(Exception):
 
 class NonFiniteError(ArithmeticError):
     """A loss, a weight or a bound is not a finite number."""
+
+
+from codebase import data, pictures  # noqa: E402  (these modules need the errors above)
+from codebase.loading import load  # noqa: E402
+
+__all__ = ["InputError", "NonFiniteError", "called", "data", "load", "pictures"]

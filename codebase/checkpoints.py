@@ -247,10 +247,10 @@ def fitting(model, weights, path):
 
 
 def is_plain(value):
-    """Is it a tensor of floating-point numbers, stored one by one?"""
+    """Is it a tensor of numbers, stored one by one? (Whole ones are counters, such as that of BatchNorm.)"""
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
         return False
-    return value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 
 
 def newest_whole(folder, model):

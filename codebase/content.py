@@ -1,16 +1,43 @@
-"""Does the content of generated images follow the label? Asked of a classifier that was trained on the real images."""
+"""Do generated images show their labels? A classifier that was trained on the real images is asked."""
 
+import math
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from codebase import InputError, checkpoints, evaluate
-from codebase.data import CLASSES, labelled_batches, one_hot
-from codebase.models.classifier import Classifier
+from codebase.data import labelled_batches, one_hot
 from codebase.train import adam, train
 
 STEPS = 2000  # of the classifier's training, with batches of 100
 GENERATED = 200  # images of each class
+
+
+class Classifier(nn.Module):
+    """A small convolutional q(y|x): three convolutions, each halving the image, and a linear layer.
+
+    x in [0, 1]^X, images of `shape` (channels, height, width), channel first; C classes. Each image is first brought to
+    mean 0 and, except for the faintest, variance 1: a faint digit is still a digit.
+    """
+
+    def __init__(self, shape=(3, 32, 32), classes=10):
+        super().__init__()
+        channels, height, width = shape
+        layers = [nn.LayerNorm(math.prod(shape), eps=4e-4, elementwise_affine=False), nn.Unflatten(-1, shape)]
+        for channels_in, channels_out in ((channels, 16), (16, 32), (32, 64)):
+            layers += [nn.Conv2d(channels_in, channels_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+        n = 64 * math.ceil(height / 8) * math.ceil(width / 8)
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(n, classes))
+
+    def log_q_y(self, x):
+        """log q(y|x) of every y, in nats. x: (B, X). Returns (B, C)."""
+        return self.net(x).log_softmax(-1)
+
+    def loss(self, x, y):
+        """The cross-entropy -log q(y|x), averaged over the batch, in nats, and no curves. y: (B, C), one-hot."""
+        return F.cross_entropy(self.net(x), y), {}
 
 
 def judge(data, device):
@@ -21,7 +48,7 @@ def judge(data, device):
     """
     path = Path("checkpoints", f"classifier_data={data.name}_train={len(data.x_train)}.pt")
     torch.manual_seed(0)
-    classifier = Classifier().to(device)
+    classifier = Classifier(data.shape, data.classes).to(device)
     if path.exists():
         try:
             checkpoints.load_weights(classifier, path)
@@ -34,7 +61,7 @@ def judge(data, device):
         x, y = data.x_train.to(device), data.y_train.to(device)
         train(
             classifier,
-            labelled_batches(x, y, min(100, len(x)), seed=0),
+            labelled_batches(x, y, data.classes, min(100, len(x)), seed=0),
             adam(classifier, 1e-3),
             iter_max=STEPS,
             iter_save=STEPS,
@@ -48,11 +75,11 @@ def judge(data, device):
 
 
 def generated_accuracy(model, classifier):
-    """How often the classifier finds the label in clip(mu(y, z)), z ~ p(z), for GENERATED images of each label y.
+    """How often the classifier finds the label y in x ~ p(x|y), GENERATED images of each (of an FSVAE clip(mu(y, z))).
 
     Returns an Estimate in percent and the counts (C, C): row = label, column = what the classifier sees.
     """
-    y = torch.arange(CLASSES, device=next(model.parameters()).device).repeat_interleave(GENERATED)
-    with evaluate.evaluating(model):
-        x = model.sample_x(one_hot(y))
-    return evaluate.accuracy(evaluate.classify(classifier, x), y)
+    y = torch.arange(model.classes, device=next(model.parameters()).device)
+    with evaluate.evaluating(model):  # one class after the other, for there may be a thousand
+        seen = [evaluate.classify(classifier, model.sample_x(GENERATED, each)) for each in one_hot(y, model.classes)]
+    return evaluate.accuracy(torch.cat(seen), y.repeat_interleave(GENERATED))

@@ -1,6 +1,6 @@
 """Data sets by name, as uint8 tensors; endless shuffled batches; the homework's test subset.
 
-Dimension letters: N images, B images of a batch, X pixels (channel first, flattened), C channels.
+Dimension letters: N images, B images of a batch, X pixels (channel first, flattened), C classes.
 """
 
 import contextlib
@@ -24,20 +24,26 @@ from codebase import InputError, glyphs
 
 
 class Data(NamedTuple):
-    """A data set. Labels are only there to choose subsets and for the models that use them."""
+    """A data set. Labels are used to choose subsets, and by the models that are conditioned on them."""
 
     name: str  # as in the run name: mnist, svhn, glyphs, or an .npz file's name with a checksum of its contents
     origin: str  # where it came from, in words
-    shape: tuple  # of one image, (C, height, width)
+    shape: tuple  # of one image, (channels, height, width)
+    classes: int  # C; 0 without labels
     x_train: torch.Tensor  # (N, X) uint8
-    y_train: torch.Tensor  # (N,) int64, 0 to 9
+    y_train: torch.Tensor  # (N,) int64, 0 to C - 1; None without labels
     x_test: torch.Tensor
     y_test: torch.Tensor
+
+    @property
+    def x_dim(self):
+        """X, the values of one image."""
+        return self.x_train.shape[1]
 
 
 GREY = (1, 28, 28)
 COLOUR = (3, 32, 32)
-CLASSES = 10
+MAX_CLASSES = 1000  # of images of one's own
 GLYPHS_SEED = 236  # the glyphs are one data set: their seed is not the run's
 
 # MNIST's four files, unpacked: name, bytes of header, bytes in all, SHA-256.
@@ -83,54 +89,53 @@ MNIST_LABELLED = [
 ]
 
 
-def load(dataset, data_dir):
-    """The data set of that name, of grey 28 x 28 images.
+def load(dataset, data_dir="data", auto="mnist", split="extra"):
+    """The data set of that name.
 
-    dataset: 'mnist' (from data_dir, or downloaded to it, never another), 'auto' (the same, and where that fails the
-    glyphs, said loudly), 'glyphs', or the path of an .npz file. Raises InputError, with nothing written.
+    dataset: 'mnist' or 'svhn' (from data_dir, or downloaded to it, never another), 'glyphs' (the built-in digits, grey,
+    or in colour if auto is 'svhn'), the path of an .npz file, or 'auto': the data set that `auto` names, and if it
+    cannot be had the glyphs, said loudly. split: which of SVHN's files are the training images: 'extra', 'train', or
+    'train+extra'. Raises InputError, with nothing written.
     """
-    return choose(dataset, "mnist", GREY, lambda: read_mnist(Path(data_dir)))
-
-
-def load_svhn(dataset, data_dir, split):
-    """The data set of that name, of colour 32 x 32 images: as `load`, with 'svhn' for 'mnist'.
-
-    split: which of SVHN's files are the training images: 'extra', 'train', or 'train+extra'.
-    """
-    return choose(dataset, "svhn", COLOUR, lambda: read_svhn(Path(data_dir), split))
-
-
-def choose(dataset, real, shape, read):
-    """The data set of a name: the real one, of that name, by read(); glyphs; or the images of an .npz file."""
+    dataset, colour = str(dataset), auto == "svhn"
     if dataset.endswith(".npz"):
-        return read_npz(Path(dataset), shape)
+        return read_npz(Path(dataset))
     if dataset == "glyphs":
-        return draw_glyphs(shape)
-    if dataset not in ("auto", real):
-        raise InputError(f"--dataset {dataset}: the choices are auto, {real}, glyphs, and the path of an .npz file.")
+        return draw_glyphs(colour)
+    read = {"mnist": lambda: read_mnist(Path(data_dir)), "svhn": lambda: read_svhn(Path(data_dir), split)}
+    if dataset not in ("auto", *read):
+        raise InputError(f"--dataset {dataset}: the choices are auto, mnist, svhn, glyphs, and a path of an .npz file.")
     try:
-        return read()
+        return read[auto if dataset == "auto" else dataset]()
     except DownloadError as error:
-        if dataset == real:
+        if dataset != "auto":
             raise
         line = "!" * 100
         print(
-            f"{line}\n{error}\nUSING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not {real.upper()}'s.\n{line}"
+            f"{line}\n{error}\nUSING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not {auto.upper()}'s.\n{line}"
         )
-        return draw_glyphs(shape)
+        return draw_glyphs(colour)
 
 
-def to_data(name, origin, shape, x_train, y_train, x_test, y_test):
-    """Data from numpy arrays of images (N, ...) and labels (N,)."""
+def require_labels(data):
+    """InputError if the data set has no labels, or all are the same."""
+    if data.classes < 2:
+        why = "has labels of one class only" if data.classes else "has no labels (y_train, y_test)"
+        raise InputError(f"{data.origin} {why}; this model needs those of two classes or more.")
+
+
+def to_data(name, origin, shape, classes, x_train, y_train, x_test, y_test):
+    """Data from numpy arrays of images (N, ...), and of labels (N,) if there are any."""
     images = [torch.tensor(x).flatten(1) for x in (x_train, x_test)]
-    labels = [torch.tensor(y.astype(np.int64)) for y in (y_train, y_test)]  # in this machine's byte order
-    return Data(name, origin, shape, images[0], labels[0], images[1], labels[1])
+    labels = [torch.tensor(y.astype(np.int64)) if classes else None for y in (y_train, y_test)]  # native byte order
+    return Data(name, origin, shape, classes, images[0], labels[0], images[1], labels[1])
 
 
-def draw_glyphs(shape):
-    """60,000 training and 10,000 test images of the built-in digits, GREY or COLOUR; the same on every machine."""
-    x, y = glyphs.draw(70_000, GLYPHS_SEED, colour=shape == COLOUR)
-    return to_data("glyphs", "the built-in glyphs", shape, x[:60_000], y[:60_000], x[60_000:], y[60_000:])
+def draw_glyphs(colour):
+    """60,000 training and 10,000 test images of the built-in digits; the same on every machine."""
+    x, y = glyphs.draw(70_000, GLYPHS_SEED, colour=colour)
+    parts = x[:60_000], y[:60_000], x[60_000:], y[60_000:]
+    return to_data("glyphs", "the built-in glyphs", COLOUR if colour else GREY, 10, *parts)
 
 
 # MNIST
@@ -149,7 +154,7 @@ def read_mnist(data_dir):
     if not all(find_mnist(raw, name) for name, *_ in MNIST_FILES):
         download_mnist(data_dir)
     x_train, y_train, x_test, y_test = (read_mnist_file(raw, *file) for file in MNIST_FILES)
-    return to_data("mnist", f"MNIST from {raw}", GREY, x_train, y_train, x_test, y_test)
+    return to_data("mnist", f"MNIST from {raw}", GREY, 10, x_train, y_train, x_test, y_test)
 
 
 def find_mnist(raw, name):
@@ -232,7 +237,7 @@ def read_svhn(data_dir, split):
         download_svhn(data_dir, missing)
     *parts, test = (read_svhn_file(data_dir / name) for name in names)
     x_train, y_train = parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
-    return Data("svhn", f"SVHN, {split}, from {data_dir}", COLOUR, x_train, y_train, *test)
+    return Data("svhn", f"SVHN, {split}, from {data_dir}", COLOUR, 10, x_train, y_train, *test)
 
 
 def read_svhn_file(path):
@@ -254,7 +259,7 @@ def read_svhn_file(path):
     for i in range(0, len(x), SVHN_ROWS):
         rows = x[i : i + SVHN_ROWS]
         rows[:] = rows.swapaxes(2, 3).copy()  # (n, 3, row, column)
-    y = content["y"].ravel().astype(np.int64) % CLASSES
+    y = content["y"].ravel().astype(np.int64) % 10
     return torch.from_numpy(x).flatten(1), torch.from_numpy(y)
 
 
@@ -276,11 +281,11 @@ def download_svhn(data_dir, names):
 # Images of one's own
 
 
-def read_npz(path, shape):
+def read_npz(path):
     """One's own images from an .npz in the layout of Keras: x_train, y_train, x_test, y_test.
 
-    Images uint8, (N, height, width[, C]) with height, width and C those of `shape`; labels integers 0 to 9, (N,).
-    Nothing in the file is executed: pickled arrays are refused. Raises InputError.
+    Images uint8, grey (N, height, width[, 1]) or in colour (N, height, width, 3); labels integers from 0 to at most
+    999, (N,), or none at all. Nothing in the file is executed: pickled arrays are refused. Raises InputError.
     """
     names = ("x_train", "y_train", "x_test", "y_test")
     try:
@@ -295,57 +300,60 @@ def read_npz(path, shape):
         reason = str(error) or type(error).__name__
         raise InputError(f"{path} is not a readable .npz file of plain arrays ({reason}).") from error
 
-    missing = [name for name in names if name not in arrays]
+    unlabelled = not any(name.startswith("y") for name in arrays)
+    missing = [name for name in names if name not in arrays and not (unlabelled and name.startswith("y"))]
     if missing:
         raise InputError(f"{path} has no array {', '.join(missing)}; it has {', '.join(there) or 'none'}.")
     for name in ("x_train", "x_test"):
-        arrays[name] = check_images(f"{path}: {name}", arrays[name], shape)
-    for name in ("train", "test"):
-        check_labels(f"{path}: y_{name}", arrays[f"y_{name}"], len(arrays[f"x_{name}"]))
+        arrays[name] = check_images(f"{path}: {name}", arrays[name])
+    shape = arrays["x_train"].shape[1:]
+    if arrays["x_test"].shape[1:] != shape:
+        raise InputError(f"{path}: x_train and x_test must hold images of the same size and number of channels.")
+    classes = 0
+    for name in () if unlabelled else ("train", "test"):
+        classes = max(classes, check_labels(f"{path}: y_{name}", arrays[f"y_{name}"], len(arrays[f"x_{name}"])))
 
     checksum = 0
-    for name in names:
+    for name in arrays:
         checksum = zlib.crc32(np.ascontiguousarray(arrays[name], dtype=np.uint8), checksum)
     stem = re.sub(r"[^A-Za-z0-9.-]+", "-", path.stem)
-    return to_data(f"{stem}-{checksum:08x}", str(path), shape, *(arrays[name] for name in names))
+    return to_data(f"{stem}-{checksum:08x}", str(path), shape, classes, *(arrays.get(name) for name in names))
 
 
-def check_images(name, x, shape):
-    """Images (N, height, width[, C]) as (N, C, height, width); InputError where they are not uint8 of that shape."""
-    channels, height, width = shape
-    wanted = (height, width, channels) if channels > 1 else (height, width)
-    if channels == 1 and x.shape[3:] == (1,):
-        x = x[..., 0]
-    if x.dtype != np.uint8 or x.shape[1:] != wanted or len(x) == 0:
+def check_images(name, x):
+    """Images (N, height, width[, channels]) as (N, channels, height, width). Raises InputError for anything else."""
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or x.shape[3:] not in ((), (1,), (3,)) or x.size == 0:
         raise InputError(
-            f"{name} must hold images as (N, {', '.join(map(str, wanted))}) uint8 values from 0 to 255, N at least 1; "
-            f"it is {x.shape} {x.dtype}."
+            f"{name} must hold grey images as (N, height, width) or colour images as (N, height, width, 3), N at least "
+            f"1, of uint8 values from 0 to 255; it is {x.shape} {x.dtype}."
         )
-    return x.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)
+    return (x if x.ndim == 4 else x[..., None]).transpose(0, 3, 1, 2)
 
 
 def check_labels(name, y, n):
-    """InputError where y is not n integers, each a class."""
+    """The number of classes, the largest label + 1. InputError if y is not n integers from 0 to MAX_CLASSES - 1."""
     if y.shape != (n,) or y.dtype.kind not in "iu":
         raise InputError(f"{name} must hold {n:,} whole numbers, one for each image; it is {y.shape} {y.dtype}.")
-    if y.min() < 0 or y.max() >= CLASSES:
-        raise InputError(f"{name} must hold labels from 0 to {CLASSES - 1}; its are from {y.min()} to {y.max()}.")
+    if y.min() < 0 or y.max() >= MAX_CLASSES:
+        raise InputError(f"{name} must hold labels from 0 to at most 999; its labels are from {y.min()} to {y.max()}.")
+    return int(y.max()) + 1
 
 
 # Subsets and batches
 
 
 def test_subset(data):
-    """Indices of the test images that the bounds are reported on. Returns (100,), or fewer where there are fewer.
+    """Indices of the test images that the bounds are reported on, about 100, or fewer where there are fewer. (n,).
 
-    MNIST: the homework's, in its order. Other data: ten of each class, chosen once and for all (RandomState(0)).
+    MNIST: the homework's, in its order. Other data: 100 // C of each class, at least one, chosen once and for all
+    (RandomState(0)); without labels 100 of all.
     """
-    members = by_class(data.y_test)
+    members = by_class(data.y_test, data.classes) if data.classes else [np.arange(len(data.x_test))]
     if data.name == "mnist":
         chosen = [m[rows] for m, rows in zip(members, MNIST_TEST_SUBSET, strict=True)]
     else:
         random = np.random.RandomState(0)
-        chosen = [random.permutation(m)[:10] for m in members]
+        chosen = [random.permutation(m)[: max(1, 100 // len(members))] for m in members]
     return torch.from_numpy(np.concatenate(chosen))
 
 
@@ -355,17 +363,16 @@ def labelled_subset(data, n, seed):
     100 of MNIST are the homework's, in its order; others are chosen by the seed. Raises InputError where n is not a
     multiple of the number of classes, or a class has too few images.
     """
-    members = by_class(data.y_train)
-    each, rest = divmod(n, CLASSES)
+    members = by_class(data.y_train, data.classes)
+    each, rest = divmod(n, data.classes)
     if rest or n == 0:
         raise InputError(
-            f"--labels {n}: as many of each of the {CLASSES} classes are needed, so a multiple of {CLASSES}."
+            f"--labels {n} is not a multiple of the {data.classes} classes: each needs as many labelled images."
         )
-    few = min(range(CLASSES), key=lambda c: len(members[c]))
+    few = min(range(data.classes), key=lambda c: len(members[c]))
     if len(members[few]) < each:
         raise InputError(
-            f"--labels {n} takes {each:,} training images of each class, and of class {few} there are "
-            f"{len(members[few]):,}."
+            f"--labels {n} takes {each:,} training images of each class, but class {few} has {len(members[few]):,}."
         )
     if data.name == "mnist" and n == 100:
         chosen = [m[rows] for m, rows in zip(members, MNIST_LABELLED, strict=True)]
@@ -375,9 +382,9 @@ def labelled_subset(data, n, seed):
     return torch.from_numpy(np.concatenate(chosen))
 
 
-def by_class(y):
-    """The indices of each class, in file order: a list of CLASSES arrays. y: (N,)."""
-    return [np.flatnonzero(y.numpy() == c) for c in range(CLASSES)]
+def by_class(y, classes):
+    """The indices of each class, in file order: a list of C arrays. y: (N,)."""
+    return [np.flatnonzero(y.numpy() == c) for c in range(classes)]
 
 
 def binarise_once(x):
@@ -425,22 +432,22 @@ def binary_batches(x, batch_size, seed, start=0):
     return ((binarise(rows),) for (rows,) in batches((x,), batch_size, seed, start))
 
 
-def labelled_batches(x, y, batch_size, seed, start=0):
+def labelled_batches(x, y, classes, batch_size, seed, start=0):
     """Endless batches (x, y) of images in [0, 1] with their labels as one-hot rows, otherwise as `batches`.
 
     x: (N, X) uint8; y: (N,) int64. Yields (B, X) and (B, C), both float32.
     """
-    return ((scaled(rows), one_hot(labels)) for rows, labels in batches((x, y), batch_size, seed, start))
+    return ((scaled(rows), one_hot(labels, classes)) for rows, labels in batches((x, y), batch_size, seed, start))
 
 
 def semi_supervised_batches(x, x_labelled, y_labelled, batch_size, seed, start=0):
     """Endless batches (x, x_labelled, y_labelled), all images freshly binarised, otherwise as `batches`.
 
-    x: (N, X) uint8, all images; x_labelled: (L, X) uint8; y_labelled: (L,) int64. Yields (B, X), (B', X), and the
-    labels as one-hot rows (B', C); B' = L, the labelled images of every step, or B where there are more than that.
+    x: (N, X) uint8, all images; x_labelled: (L, X) uint8; y_labelled: (L, C), one-hot rows. Yields (B, X), (B', X) and
+    (B', C); B' = L, the labelled images of every step, or B where there are more than that.
     """
     unlabelled = batches((x,), batch_size, seed, start)
-    labelled = batches((x_labelled, one_hot(y_labelled)), min(batch_size, len(x_labelled)), seed, start)
+    labelled = batches((x_labelled, y_labelled), min(batch_size, len(x_labelled)), seed, start)
     both = zip(unlabelled, labelled, strict=True)
     return ((binarise(rows), binarise(rows_labelled), y) for (rows,), (rows_labelled, y) in both)
 
@@ -450,9 +457,9 @@ def scaled(x):
     return x.float() / 255
 
 
-def one_hot(y):
+def one_hot(y, classes):
     """Labels (N,) int64 as rows (N, C), float32."""
-    return torch.nn.functional.one_hot(y, CLASSES).float()
+    return torch.nn.functional.one_hot(y, classes).float()
 
 
 def binary_test_splits(data, device):
@@ -465,4 +472,4 @@ def labelled_test_splits(data, device):
     """The test images that bounds are reported on: {'subset': (x, y), 'test': (x, y)}, x uint8, y one-hot rows."""
     subset = test_subset(data)
     splits = {"subset": (data.x_test[subset], data.y_test[subset]), "test": (data.x_test, data.y_test)}
-    return {name: (x.to(device), one_hot(y).to(device)) for name, (x, y) in splits.items()}
+    return {name: (x.to(device), one_hot(y, data.classes).to(device)) for name, (x, y) in splits.items()}

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from codebase import NonFiniteError, precision
 from codebase.checkpoints import random_state, restore_random_state
 from codebase.data import scaled
-from codebase.utils import log_mean_exp, sample_gaussian
+from codebase.utils import log_mean_exp
 
-IMAGES = 100  # images in a chunk
-ROWS = 2000  # images x samples in a chunk, of up to 784 pixels, of larger images fewer: what bounds the memory
+IMAGES = 100  # images in a chunk, at most, where there are several samples of each
+ROWS = 2000  # images x samples in a chunk, with up to 784 pixels and 10 labels to sum over: this bounds the memory
 ELBO_SAMPLES = 10  # draws of z for each image, averaged; they leave little but the spread between images
 
 
@@ -67,16 +67,16 @@ def chunks(split, size):
         yield tuple(scaled(t) if t.dtype == torch.uint8 else t for t in part)
 
 
-def rows(split):
-    """How many rows of a split's images make a chunk."""
-    return max(1, ROWS * 784 // max(784, split[0].shape[1]))
+def rows(x, labels=1):
+    """Images x samples in a chunk: ROWS, or fewer where images x (N, X) are large or sums over labels are long."""
+    return max(1, ROWS * 784 // max(784, x.shape[1]) * 10 // max(10, labels))
 
 
 def elbo(model, split):
     """The negative ELBO and its terms on a split, in nats: {'nelbo', 'kl', 'rec': Estimate}. Unbiased."""
     with evaluating(model):
         parts = []
-        for part in chunks(split, rows(split)):
+        for part in chunks(split, rows(split[0], model.labels_per_image)):
             draws = [model.elbo_terms(*part) for _ in range(ELBO_SAMPLES)]
             parts.append({name: sum(draw[name] for draw in draws) / ELBO_SAMPLES for name in draws[0]})
         return {name: over_images(torch.cat([part[name] for part in parts])) for name in parts[0]}
@@ -91,21 +91,19 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
 
     All bounds come from the same max(ms) samples of each image: that of L_m is the average over as many groups of m as
     they make up, so that a smaller m is estimated more precisely than from m samples, and where each m divides the next
-    a larger m never has the looser bound. The encoder sees an image once. Memory is bounded by ROWS, but for the
-    log-weights of IMAGES images, 4 bytes a sample.
+    a larger m never has the looser bound. Memory is bounded by ROWS, except for the log-weights of IMAGES images: 4
+    bytes a sample.
     """
-    largest = max(ms)
+    largest, limit = max(ms), rows(split[0], model.labels_per_image)
     bounds, ess = {m: [] for m in ms}, []
     with (
         evaluating(model),
         tqdm(total=len(split[0]), desc=f"IWAE-{largest}", unit="image", delay=2, leave=False) as bar,
     ):
-        for x, *y in chunks(split, IMAGES):
-            qm, qv = model.posterior(x, *y)  # (B, D), or (C, B, D) where labels are summed over
-            log_w = qm.new_empty(largest, len(x))  # (M, B), filled in place: small pieces would fragment the heap
-            for samples in log_w.split(max(1, rows(split) // qm[..., 0].numel())):
-                z = sample_gaussian(qm.expand(len(samples), *qm.shape), qv)  # (m, B, D)
-                samples.copy_(model.log_weight(x, z, qm, qv, *y))
+        for x, *y in chunks(split, min(IMAGES, limit)):
+            log_w = x.new_empty(largest, len(x))  # (M, B), filled in place: small pieces would fragment the heap
+            for part in log_w.split(max(1, limit // len(x))):
+                part.copy_(model.log_weights(x, len(part), *y)[0])
             for m in ms:
                 groups = log_w[: largest // m * m].unflatten(0, (-1, m))  # (M // m, m, B)
                 bounds[m].append(-log_mean_exp(groups, dim=1).mean(0))  # (B,)
@@ -129,7 +127,7 @@ def bits_per_dimension(nats, dimensions, density=True):
 def classify(model, x):
     """log q(y|x) of images x (N, X). Returns (N, C)."""
     with evaluating(model):
-        return torch.cat([model.log_q_y(part) for (part,) in chunks((x,), rows((x,)))])
+        return torch.cat([model.log_q_y(part) for (part,) in chunks((x,), rows(x))])
 
 
 def accuracy(log_q, y):
@@ -166,7 +164,8 @@ def latent_units(model, split):
     5). 'kl' lists each unit's KL in nats, averaged over images, or is None where there is no closed form.
     """
     with evaluating(model):
-        means, kls = zip(*(model.latent_units(*part) for part in chunks(split, rows(split))), strict=True)
+        parts = chunks(split, rows(split[0], model.labels_per_image))
+        means, kls = zip(*(model.latent_units(*part) for part in parts), strict=True)
         means = torch.cat(means)  # (B, D)
         kl = None if kls[0] is None else torch.cat(kls).mean(0).tolist()
         return {"active": int((means.var(0, correction=0) > 0.01).sum()), "units": means.shape[1], "kl": kl}

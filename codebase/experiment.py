@@ -109,7 +109,14 @@ def open_run(model, flags, data, own=(), usual_data="mnist"):
         {
             "name": name,
             "flags": {k: v for k, v in vars(flags).items() if k not in ("step", "off_default")},
-            "data": {"name": data.name, "origin": data.origin, "train": len(data.x_train), "test": len(data.x_test)},
+            "data": {
+                "name": data.name,
+                "origin": data.origin,
+                "shape": data.shape,
+                "classes": data.classes,
+                "train": len(data.x_train),
+                "test": len(data.x_test),
+            },
             "evaluated": circumstances(device_in_words),
             "results": {},
         }
@@ -118,7 +125,7 @@ def open_run(model, flags, data, own=(), usual_data="mnist"):
 
 
 def draw_samples(run, model, x, writer, step):
-    """The pictures of a model of grey images: 200 samples from p(x), and images x (n, X) beside their reconstructions.
+    """The pictures of a model without labels: 200 means of p(x|z), z ~ p(z), and images x (n, X) with reconstructions.
 
     To logs/<name>/samples.png and reconstructions.png, and to TensorBoard where there is a writer.
     """
@@ -127,13 +134,16 @@ def draw_samples(run, model, x, writer, step):
         pictures.show(name, pictures.grid(images, run.data.shape), run.logs, writer, step)
 
 
-def draw_styles(run, model, y, writer, step):
-    """Twenty styles in every digit: row = digit, column = style z_j, the same z each time. y: (C, C), one-hot rows.
+def draw_styles(run, model, writer, step):
+    """Twenty styles in every digit: row = digit, column = style z_j, the same z each time; of many classes the first.
 
     To logs/<name>/samples.png, and to TensorBoard where there is a writer. Draw these first, for the z to be the same.
+    Returns the labels of the rows, one-hot, (pictures.CLASSES at most, C).
     """
-    images = model.mean_x(model.sample_z(20), y.unsqueeze(1))  # (C, 20, X)
+    y = torch.eye(model.classes, device=run.device)[: pictures.CLASSES]  # (rows, C)
+    images = model.mean_x(model.sample_z(20), y.unsqueeze(1))  # (rows, 20, X)
     pictures.show("samples", pictures.grid(images, run.data.shape), run.logs, writer, step)
+    return y
 
 
 KEPT = contextlib.ExitStack()  # what a run holds until its report is written, too: its lock
@@ -185,9 +195,11 @@ def train_run(run, model, batches, draw):
                 writer.add_scalar(tag, value, step)
 
         setting = precision.training_setting(run.flags.precision, run.device)
+        in_bfloat16 = precision.in_bfloat16(run.flags.precision, run.device)
+        casting = precision.cast_back(model) if in_bfloat16 else contextlib.nullcontext()
         try:
-            with asked_to_stop() as signals, precision.products(setting):
-                update, stream = choose_update(run, model, optimizer, batches(start), start)
+            with asked_to_stop() as signals, precision.products(setting), casting:
+                update, stream = choose_update(run, model, optimizer, batches(start), start, in_bfloat16)
                 step, seconds = train(
                     model,
                     stream,
@@ -217,12 +229,12 @@ def train_run(run, model, batches, draw):
         sys.exit(128 + signals[0])
 
 
-def choose_update(run, model, optimizer, batches, start):
+def choose_update(run, model, optimizer, batches, start, in_bfloat16):
     """The update to train by, as the flags say, and the batches as they were. Says where it is not the plain one.
 
     By --iter_max, not by the steps that are left: a run that was interrupted goes on as it would have gone on.
     """
-    flags, in_bfloat16 = run.flags, precision.in_bfloat16(run.flags.precision, run.device)
+    flags = run.flags
     update = partial(plain_update, model, optimizer, bfloat16=in_bfloat16)
     wanted = flags.fast == "1" or (flags.fast == "auto" and fast.pays(run.device, flags.iter_max))
     if wanted and start < flags.iter_max:

@@ -47,7 +47,8 @@ def rehearsal(update, model, optimizer, batch):
     """The losses of two updates, (2,), on the CPU. The updates, and the random numbers that they drew, are undone."""
     synchronize = torch.cuda.synchronize if batch[0].is_cuda else lambda: None  # whatever streams they are on
     synchronize()
-    weights = [p.detach().clone() for p in model.parameters()]
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [t.detach().clone() for t in tensors]
     moments = [{key: value.clone() for key, value in optimizer.state.get(p, {}).items()} for p in model.parameters()]
     random = random_state()
     try:
@@ -55,8 +56,9 @@ def rehearsal(update, model, optimizer, batch):
     finally:
         restore_random_state(random)
         with torch.no_grad():
-            for p, weight, moment in zip(model.parameters(), weights, moments, strict=True):
-                p.copy_(weight)
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+            for p, moment in zip(model.parameters(), moments, strict=True):
                 for key, value in optimizer.state.get(p, {}).items():
                     value.copy_(moment[key]) if moment else value.zero_()  # Adam begins with zeros
         synchronize()

@@ -8,7 +8,7 @@ from torch import nn
 class ELU(nn.Module):
     """ELU(x) = max(x, 0) + exp(min(x, 0)) - 1, exact to 3e-7 for x of either sign.
 
-    On a CPU exp takes a sixth of the time of expm1, which nn.ELU calls to keep small digits that x + 1 loses.
+    On a CPU, exp takes a sixth of the time of expm1. nn.ELU calls expm1 to keep small digits, which x + 1 loses anyway.
     """
 
     def forward(self, x):
@@ -16,13 +16,6 @@ class ELU(nn.Module):
             return F.elu(x)
         positive = F.relu(x)
         return positive + (x - positive).exp() - 1
-
-
-class Linear(nn.Linear):
-    """W x + b, of the type of x also under torch.autocast, which rounds the factors to bfloat16."""
-
-    def forward(self, x):
-        return super().forward(x).to(x.dtype)
 
 
 class MLP(nn.Module):
@@ -35,18 +28,18 @@ class MLP(nn.Module):
     def __init__(self, n_in, n_hidden, n_out, activation=ELU):
         super().__init__()
         self.net = nn.Sequential(
-            Linear(n_in, n_hidden),
+            nn.Linear(n_in, n_hidden),
             activation(),
-            Linear(n_hidden, n_hidden),
+            nn.Linear(n_hidden, n_hidden),
             activation(),
-            Linear(n_hidden, n_out),
+            nn.Linear(n_hidden, n_out),
         )
 
     def forward(self, x, y=None):
         """The network of x, or of x and y concatenated: (..., n_x), (..., n_y), n_x + n_y = n_in -> (..., n_out).
 
-        x and y broadcast against each other. Where they do, as an image that comes with every label, x and y meet their
-        own columns of the first layer before that, W [x, y] = W_x x + W_y y, so that the image is multiplied once.
+        x and y broadcast against each other. If their leading dimensions differ, as for one image with every label, the
+        first layer is computed as W [x, y] = W_x x + W_y y, so that the image is multiplied only once.
         """
         if y is None:
             return self.net(x)
@@ -54,7 +47,19 @@ class MLP(nn.Module):
             return self.net(torch.cat([x, y], dim=-1))
         first, *others = self.net
         w_x, w_y = first.weight.split([x.shape[-1], y.shape[-1]], dim=1)
-        h = F.linear(x, w_x, first.bias).to(x.dtype) + F.linear(y, w_y).to(y.dtype)
+        h = F.linear(x, w_x, first.bias).to(x.dtype) + F.linear(y, w_y).to(y.dtype)  # autocast may give bfloat16
         for layer in others:
             h = layer(h)
         return h
+
+
+def apply(net, *inputs):
+    """net(*inputs), where the leading dimensions of the inputs broadcast: (..., n_1), (..., n_2), ... -> (..., n_out).
+
+    A network that is not an MLP gets rows, (N, n_1), (N, n_2), ..., and returns N results of any shape.
+    """
+    if isinstance(net, MLP):
+        return net(*inputs)
+    leading = torch.broadcast_shapes(*(each.shape[:-1] for each in inputs))
+    rows = (each.expand(*leading, each.shape[-1]).reshape(-1, each.shape[-1]) for each in inputs)
+    return net(*rows).reshape(*leading, -1)

@@ -6,6 +6,8 @@ from torchvision.utils import make_grid, save_image
 
 from codebase.checkpoints import write_atomically
 
+CLASSES = 50  # of a data set of more classes, pictures with a row for each show the first ones
+
 
 def grid(images, shape, columns=20):
     """Images (n, X) in [0, 1], each of shape (C, height, width), in rows of `columns`, left to right, top to bottom.

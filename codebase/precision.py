@@ -60,6 +60,24 @@ def in_bfloat16(precision, device):
     return precision == "medium" and device.type == "cpu" and cpu_has_bfloat16()
 
 
+@contextmanager
+def cast_back(model):
+    """Inside: every module of the model returns float32 where torch.autocast lets it return bfloat16.
+
+    So, in any network, only the factors of products are rounded; what is between two products is in float32.
+    """
+
+    def hook(module, inputs, output):
+        return output.float() if getattr(output, "dtype", None) == torch.bfloat16 else None
+
+    hooks = [module.register_forward_hook(hook) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
+
+
 def cpu_has_bfloat16():
     """Has the CPU instructions for products of bfloat16 numbers? Without, they take longer than those of float32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

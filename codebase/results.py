@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from codebase import LABELS, checkpoints, content, evaluate
+from codebase import called, checkpoints, content, evaluate
+
+TABLE_CLASSES = 30  # a confusion matrix of more classes is not printed
 
 # results.json
 
@@ -83,7 +85,7 @@ def report(run, model, splits, bits=False):
         results[name] = nats.record()
         if not bits:
             return ""
-        estimate = evaluate.bits_per_dimension(nats, run.data.x_test.shape[1], density=name != "kl")
+        estimate = evaluate.bits_per_dimension(nats, run.data.x_dim, density=name != "kl")
         results[f"{name}_bits"] = estimate.record()
         return f"{estimate.mean:.4f} ± {estimate.se:.4f}"
 
@@ -99,9 +101,9 @@ def report(run, model, splits, bits=False):
         results = run.record["results"].setdefault(name, {})
         terms = evaluate.elbo(model, split)
         in_bits = {term: keep(results, term, value) for term, value in terms.items()}
-        print("  ".join(f"{LABELS[term]}: {value}" for term, value in terms.items()), flush=True)
+        print("  ".join(f"{called(term)}: {value}" for term, value in terms.items()), flush=True)
         if bits:
-            print(f"Bits per dimension: {'  '.join(f'{LABELS[term]}: {text}' for term, text in in_bits.items())}")
+            print(f"Bits per dimension: {'  '.join(f'{called(term)}: {text}' for term, text in in_bits.items())}")
         units = evaluate.latent_units(model, split)
         few = units["kl"] is not None and units["units"] <= 20  # results.json has them all
         each = f"; KL of each: {' '.join(f'{kl:.2f}' for kl in units['kl'])}" if few else ""
@@ -148,7 +150,9 @@ def report_content(run, model, judged):
 
 
 def confusion_table(counts):
-    """A confusion matrix (C, C) as a Markdown table."""
+    """A confusion matrix (C, C) as a Markdown table; in one sentence if it has more than TABLE_CLASSES classes."""
+    if len(counts) > TABLE_CLASSES:
+        return f"({len(counts):,} classes: the table is in results.json)"
     lines = [["", *range(len(counts))], ["---:"] * (len(counts) + 1)]
     lines += [[f"**{true}**", *row] for true, row in enumerate(counts.tolist())]
     return "\n".join(f"| {' | '.join(f'{cell:>5}' for cell in map(str, line))} |" for line in lines)

@@ -9,7 +9,7 @@ import math
 import statistics
 from pathlib import Path
 
-from codebase import LABELS
+from codebase import called
 from codebase.flags import FREE
 
 
@@ -141,12 +141,6 @@ def ranges(numbers):
         else:
             parts.append([number, number])
     return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in parts)
-
-
-def called(name):
-    """How a number is called in tables: 'test nelbo' -> 'test NELBO'."""
-    split, name = name.split(" ", 1)
-    return f"{split} {LABELS.get(name, name.replace('iwae_', 'IWAE-'))}"
 
 
 def rows(cells):

@@ -38,7 +38,8 @@ def adam(model, lr):
 def plain_update(model, optimizer, batch, bfloat16=False):
     """One step of Adam on model.loss(*batch). Returns the loss and its terms, {tag: scalar}, on the device.
 
-    bfloat16: round the factors of the networks' products to bfloat16, on a CPU; see codebase/precision.py.
+    bfloat16: round the factors of the networks' products to bfloat16, on a CPU; to be called inside
+    precision.cast_back(model).
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         loss, summaries = model.loss(*batch)
@@ -63,16 +64,21 @@ def train(
 ):
     """Minimise model.loss on the batches, from step `start` to step `iter_max`. Returns the last step, and the seconds.
 
+    A model may have a buffer `step`, as the VAE has: it holds the number of finished steps while a loss is computed. A
+    loss that changes during training (a warm-up) uses it, and so is right after a resume and in a compiled step.
     A loss or weights that are not finite stop it with NonFiniteError before anything is saved of them.
     """
     model.train()
     update = update or functools.partial(plain_update, model, optimizer)
     began = time.monotonic()
     step = start
+    finished = dict(model.named_buffers()).get("step")
     points = []  # the loss and its terms at each step since the last look, on the device
     bar = tqdm(total=iter_max, initial=start, mininterval=0.5, unit="it", file=Lasting(), disable=start >= iter_max)
     with bar:
         for step in range(start + 1, iter_max + 1):
+            if finished is not None:
+                finished.fill_(step - 1)
             points.append(update(next(batches)))
 
             # Look at the loss, every LOG_EVERY steps; the only device syncs of the loop.

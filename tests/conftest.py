@@ -142,7 +142,7 @@ class LinearGaussian(VAE):
     """
 
     def __init__(self, x_dim=6, z_dim=3, s=0.3, shift=0.0, widen=1.0, iw=1):
-        super().__init__(z_dim, iw)
+        super().__init__(z_dim, iw, x_dim=x_dim)
         columns = torch.linalg.qr(torch.randn(x_dim, z_dim, dtype=torch.float64))[0]
         self.w = columns * torch.arange(1, z_dim + 1)
         self.s, self.shift, self.widen = torch.tensor(s, dtype=torch.float64), shift, widen
@@ -153,11 +153,11 @@ class LinearGaussian(VAE):
         m = v * (x @ self.w) / self.s
         return m, v.expand_as(m)
 
-    def posterior(self, x, y=None):
+    def posterior(self, x):
         m, v = self.true_posterior(x)
         return m + self.shift, v * self.widen
 
-    def log_likelihood(self, x, z, y=None):
+    def log_likelihood(self, x, z):
         return log_normal(x, z @ self.w.T, self.s)
 
     def draw(self, n):
@@ -179,7 +179,7 @@ class LabelledLinearGaussian(SSVAE):
     """
 
     def __init__(self, classes=3, **linear_gaussian):
-        super().__init__(z_dim=3, classes=classes)
+        super().__init__(z_dim=3, classes=classes, x_dim=6)
         self.given_y = LinearGaussian(**linear_gaussian)
         self.offsets = torch.randn(classes, 6, dtype=torch.float64)
         self.directions = torch.randn(6, classes, dtype=torch.float64)
@@ -188,11 +188,11 @@ class LabelledLinearGaussian(SSVAE):
     def log_q_y(self, x):
         return (x @ self.directions).log_softmax(-1)
 
-    def posterior(self, x, y=None):
-        return self.given_y.posterior(x - (self.every_y if y is None else y) @ self.offsets)
+    def posterior(self, x, y):
+        return self.given_y.posterior(x - y @ self.offsets)
 
-    def log_likelihood(self, x, z, y=None):
-        return self.given_y.log_likelihood(x - (self.every_y if y is None else y) @ self.offsets, z)
+    def log_likelihood(self, x, z, y):
+        return self.given_y.log_likelihood(x - y @ self.offsets, z)
 
     def draw(self, n):
         """n images from p(x)."""

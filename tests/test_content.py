@@ -5,14 +5,14 @@ import torch
 from conftest import save_digits
 
 from codebase import InputError, content, data, evaluate
-from codebase.models.classifier import Classifier
+from codebase.content import Classifier
 
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(content, "STEPS", 60)
-    return data.load_svhn(str(save_digits(tmp_path / "digits.npz", colour=True)), "", "extra")
+    return data.load(save_digits(tmp_path / "digits.npz", colour=True))
 
 
 def test_the_judge_is_trained_once_and_kept(images, tmp_path, capsys, monkeypatch):
@@ -50,11 +50,11 @@ def test_generated_accuracy(images):
     class Copies(Classifier):
         def __init__(self, shift):
             super().__init__()
-            self.shift = shift
+            self.shift, self.classes = shift, 10
 
-        def sample_x(self, y):
+        def sample_x(self, n, y):
             first = [int((images.y_test == c).nonzero()[0]) for c in range(10)]
-            return data.scaled(images.x_test[first])[(y.argmax(-1) + self.shift) % 10]
+            return data.scaled(images.x_test[first])[[(y.argmax(-1) + self.shift) % 10] * n]
 
     exact, confusion = content.generated_accuracy(Copies(0), judge)
     assert exact.n == 2000

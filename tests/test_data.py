@@ -214,7 +214,7 @@ def test_svhn_is_as_torchvision_reads_it(tmp_path, monkeypatch, split, compresse
     """Images channel first, label 10 as the digit 0; turned seven images at a time."""
     monkeypatch.setattr(data, "SVHN_ROWS", 7)
     folder = save_svhn(tmp_path / "data", monkeypatch, compressed=compressed)
-    svhn = data.load_svhn("svhn", folder, split)
+    svhn = data.load("svhn", folder, "svhn", split)
     assert (svhn.name, svhn.shape) == ("svhn", (3, 32, 32))
     parts = [SVHN(folder, part) for part in split.split("+")]
     assert svhn.x_train.tolist() == np.concatenate([part.data for part in parts]).reshape(-1, 3072).tolist()
@@ -233,7 +233,7 @@ def test_a_damaged_file_of_svhn_is_named_and_never_replaced(tmp_path, monkeypatc
     path.write_bytes(damage(path.read_bytes()))
     before = path.read_bytes()
     with pytest.raises(InputError, match=r"test_32x32.mat is not SVHN's file of that name, or damaged") as error:
-        data.load_svhn(dataset, folder, "train")
+        data.load(dataset, folder, "svhn", "train")
     assert not isinstance(error.value, data.DownloadError)
     assert path.read_bytes() == before
 
@@ -244,13 +244,13 @@ def test_without_svhn_and_network(tmp_path, monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr(data, "draw_glyphs", drawn.append)
     with pytest.raises(data.DownloadError, match=r"extra_32x32.mat, test_32x32.mat\) into .*absent, or say where"):
-        data.load_svhn("svhn", tmp_path / "absent", "extra")
+        data.load("svhn", tmp_path / "absent", "svhn")
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
-    data.load_svhn("auto", tmp_path / "absent", "extra")
-    assert drawn == [data.COLOUR]
+    data.load("auto", tmp_path / "absent", "svhn")
+    assert drawn == [True]  # in colour
     assert "USING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not SVHN's." in capsys.readouterr().out
-    with pytest.raises(InputError, match="the choices are auto, svhn, glyphs"):
-        data.load_svhn("mnist", tmp_path, "extra")
+    with pytest.raises(data.DownloadError, match="MNIST could not"):
+        data.load("mnist", tmp_path / "absent", "svhn")
 
 
 def test_svhn_is_downloaded_what_is_missing_alone(tmp_path, monkeypatch, server):
@@ -269,7 +269,7 @@ def test_svhn_is_downloaded_what_is_missing_alone(tmp_path, monkeypatch, server)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "test_32x32.mat").write_bytes((theirs / "test_32x32.mat").read_bytes())
-    svhn = data.load_svhn("svhn", mine, "extra")
+    svhn = data.load("svhn", mine, "svhn")
     assert len(svhn.x_train) == 50
     assert set(asked) == {"extra_32x32.mat"}
     assert sorted(path.name for path in mine.iterdir()) == ["extra_32x32.mat", "test_32x32.mat"]
@@ -331,9 +331,44 @@ def test_colour_npz_becomes_channel_first(tmp_path):
     x = np.random.RandomState(0).randint(0, 256, (12, 32, 32, 3)).astype(np.uint8)
     y = np.arange(12) % 10
     np.savez(tmp_path / "c.npz", x_train=x, y_train=y, x_test=x[:5], y_test=y[:5])
-    mine = data.read_npz(tmp_path / "c.npz", data.COLOUR)
+    mine = data.load(tmp_path / "c.npz")
+    assert (mine.shape, mine.classes) == ((3, 32, 32), 10)
     assert mine.x_train.shape == (12, 3072)
     assert mine.x_train.reshape(12, 3, 32, 32)[7, 2, 10, 20] == x[7, 10, 20, 2]
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (64, 48, 3), (1, 1)])
+def test_npz_of_any_size(tmp_path, shape):
+    """Any height and width, grey or in colour, a class that only the test images have, and up to 1,000 classes."""
+    x = np.random.RandomState(0).randint(0, 256, (12, *shape)).astype(np.uint8)
+    np.savez(tmp_path / "c.npz", x_train=x, y_train=np.arange(12) % 3, x_test=x[:2], y_test=[0, 999])
+    mine = data.load(tmp_path / "c.npz")
+    assert mine.shape == (shape[2] if len(shape) > 2 else 1, *shape[:2])
+    assert mine.classes == 1000
+    assert mine.x_dim == np.prod(shape) == mine.x_test.shape[1]
+    channel_first = x[7].reshape(*shape[:2], -1).transpose(2, 0, 1)
+    assert mine.x_train[7].tolist() == channel_first.ravel().tolist()
+
+
+def test_npz_without_labels(tmp_path):
+    """It loads, its subset is 100 test images drawn once; a model that needs labels says that there are none."""
+    x = np.random.RandomState(0).randint(0, 256, (150, 4, 4)).astype(np.uint8)
+    np.savez(tmp_path / "c.npz", x_train=x, x_test=x)
+    mine = data.load(tmp_path / "c.npz")
+    assert (mine.classes, mine.y_train, mine.y_test) == (0, None, None)
+    chosen = data.test_subset(mine)
+    assert chosen.unique().numel() == 100
+    assert chosen.equal(data.test_subset(mine))
+    assert chosen.max() >= 100
+    with pytest.raises(InputError, match=r"c.npz has no labels \(y_train, y_test\); this model needs"):
+        data.require_labels(mine)
+
+
+def test_npz_with_labels_of_one_class(tmp_path):
+    x, y = np.zeros((5, 4, 4), np.uint8), np.zeros(5, int)
+    np.savez(tmp_path / "c.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(InputError, match=r"c.npz has labels of one class only"):
+        data.require_labels(data.load(tmp_path / "c.npz"))
 
 
 def test_npz_with_a_channel_of_one(tmp_path):
@@ -347,14 +382,17 @@ def test_npz_with_a_channel_of_one(tmp_path):
     [
         ({"x_test": None}, "no array x_test; it has x_train, y_train, y_test"),
         ({"x_train": np.zeros((5, 28, 28))}, r"x_train must hold .*uint8.*\(5, 28, 28\) float64"),
-        ({"x_train": np.zeros((5, 32, 32, 3), np.uint8)}, r"x_train must hold .*28, 28.*\(5, 32, 32, 3\)"),
+        ({"x_train": np.zeros((5, 28, 28, 2), np.uint8)}, r"x_train must hold .*height, width, 3.*\(5, 28, 28, 2\)"),
+        ({"x_train": np.zeros((5, 32, 28), np.uint8)}, "x_train and x_test must hold images of the same size"),
+        ({"x_train": np.zeros((5, 28, 28, 3), np.uint8)}, "x_train and x_test must hold images of the same size"),
+        ({"y_train": None}, "no array y_train; it has x_train, x_test, y_test"),
         ({"x_train": np.zeros((0, 28, 28), np.uint8)}, "N at least 1"),
         ({"x_test": np.zeros(7, np.uint8)}, r"x_test must hold .*\(7,\)"),
         ({"y_train": np.arange(4)}, r"y_train must hold 5 whole numbers.*\(4,\)"),
         ({"y_train": np.eye(5)}, r"y_train must hold 5 whole numbers.*\(5, 5\)"),
         ({"y_test": np.arange(5.0)}, "y_test must hold 5 whole numbers.*float64"),
-        ({"y_test": np.arange(5) + 6}, "labels from 0 to 9; its are from 6 to 10"),
-        ({"y_test": np.arange(5) - 1}, "labels from 0 to 9; its are from -1 to 3"),
+        ({"y_test": np.arange(5) + 996}, "labels from 0 to at most 999; its labels are from 996 to 1000"),
+        ({"y_test": np.arange(5) - 1}, "labels from 0 to at most 999; its labels are from -1 to 3"),
         ({"y_train": np.array([{}] * 5)}, "not a readable .npz file of plain arrays"),
     ],
 )
@@ -384,7 +422,7 @@ def test_npz_that_is_none(tmp_path, digits):
 
 
 def test_unknown_name():
-    with pytest.raises(InputError, match="minst: the choices are auto, mnist, glyphs"):
+    with pytest.raises(InputError, match="minst: the choices are auto, mnist, svhn, glyphs"):
         data.load("minst", "data")
 
 
@@ -407,12 +445,20 @@ def test_homework_subset_takes_positions_within_the_class():
     """On labels in any order: entry r of class c is the image that is the table's [c][r]-th of its class."""
     y = torch.from_numpy(np.random.RandomState(0).permutation(np.repeat(np.arange(10), 1200)))
     empty = torch.zeros(0, 784, dtype=torch.uint8)
-    chosen = data.test_subset(data.Data("mnist", "", data.GREY, empty, y, empty, y))
+    chosen = data.test_subset(data.Data("mnist", "", data.GREY, 10, empty, y, empty, y))
     assert chosen.shape == (100,)
     for i, index in enumerate(chosen.tolist()):
         c, r = divmod(i, 10)
         assert y[index] == c
         assert (y[:index] == c).sum() == data.MNIST_TEST_SUBSET[c][r]
+
+
+@pytest.mark.parametrize(("classes", "each"), [(2, 50), (3, 33), (26, 3), (200, 1)])
+def test_the_subset_is_about_a_hundred_images_as_many_of_each_class(classes, each):
+    y = torch.arange(classes * 60) % classes
+    mine = data.Data("own", "", data.GREY, classes, None, y, y, y)
+    assert data.test_subset(mine).unique().numel() == classes * each
+    assert y[data.test_subset(mine)].bincount().tolist() == [each] * classes
 
 
 def test_other_data_get_ten_test_images_of_each_class(digits):
@@ -430,7 +476,7 @@ def test_other_data_get_ten_test_images_of_each_class(digits):
 def test_homework_labelled_images_are_positions_within_the_class():
     """On labels in a shuffled order of any data named mnist: row c, place r is the table's image of class c."""
     y = torch.from_numpy(np.random.RandomState(1).permutation(np.arange(70_000) % 10))
-    mnist = data.Data("mnist", "", data.GREY, torch.zeros(70_000, 1), y, None, None)
+    mnist = data.Data("mnist", "", data.GREY, 10, torch.zeros(70_000, 1), y, None, None)
     chosen = data.labelled_subset(mnist, 100, seed=5)
     assert y[chosen].tolist() == sorted(list(range(10)) * 10)
     assert chosen.unique().numel() == 99
@@ -458,10 +504,10 @@ def test_labelled_images_that_are_not_as_many_of_each_class(digits, n, complaint
 def test_more_labelled_images_than_there_are(digits):
     mine = data.load(str(digits), "")
     y = torch.where(mine.y_train == 7, 8, mine.y_train)
-    with pytest.raises(InputError, match="takes 1 training images of each class, and of class 7 there are 0"):
+    with pytest.raises(InputError, match="takes 1 training images of each class, but class 7 has 0"):
         data.labelled_subset(mine._replace(y_train=y), 10, seed=0)
     assert len(data.labelled_subset(mine, 300, seed=0)) == 300
-    with pytest.raises(InputError, match="takes 31 training images of each class, and of class 0 there are 30"):
+    with pytest.raises(InputError, match="takes 31 training images of each class, but class 0 has 30"):
         data.labelled_subset(mine, 310, seed=0)
 
 
@@ -553,13 +599,13 @@ def decoded(x):
 
 def test_semi_supervised_batches():
     """Every labelled image at every step, with its own label; the unlabelled ones as in `batches`."""
-    x, y = coded(50), torch.arange(8) % 3
+    x, y = coded(50), data.one_hot(torch.arange(8) % 3, 4)
     stream = data.semi_supervised_batches(x, x[20:28], y, 10, seed=0)
     seen = take(stream, 5)
     for batch, x_labelled, y_labelled in seen:
         assert batch.shape == (10, 16)
         assert sorted(decoded(x_labelled)) == list(range(20, 28))
-        assert y_labelled.shape == (8, 10)
+        assert y_labelled.shape == (8, 4)
         assert y_labelled.argmax(-1).tolist() == [(i - 20) % 3 for i in decoded(x_labelled)]
         assert y_labelled.sum() == y_labelled.max(-1).values.sum() == 8
     assert sorted(i for batch, _, _ in seen for i in decoded(batch)) == list(range(50))
@@ -570,39 +616,40 @@ def test_semi_supervised_batches():
 
 def test_the_labelled_images_are_binarised_afresh_at_every_step():
     grey = torch.full((4, 784), 128, dtype=torch.uint8)
-    (_, first, _), (_, second, _) = take(data.semi_supervised_batches(grey, grey, torch.arange(4), 2, seed=0), 2)
+    (_, first, _), (_, second, _) = take(data.semi_supervised_batches(grey, grey, torch.eye(4), 2, seed=0), 2)
     assert set(first.unique().tolist()) == {0.0, 1.0}
     assert 0.4 < (first != second).float().mean() < 0.6
 
 
 def test_more_labelled_images_than_a_batch_come_in_shuffled_epochs():
     x = coded(60)
-    seen = take(data.semi_supervised_batches(x, x[:30], torch.arange(30) % 10, 10, seed=0), 3)
+    seen = take(data.semi_supervised_batches(x, x[:30], torch.eye(30), 10, seed=0), 3)
     assert all(len(batch[1]) == 10 for batch in seen)
     assert sorted(i for batch in seen for i in decoded(batch[1])) == list(range(30))
 
 
 def test_a_semi_supervised_batch_larger_than_the_data_is_refused_at_once():
     with pytest.raises(InputError, match="--batch_size 51 is more than the 50 training images"):
-        data.semi_supervised_batches(coded(50), coded(5), torch.arange(5), 51, seed=0)
+        data.semi_supervised_batches(coded(50), coded(5), torch.eye(5), 51, seed=0)
 
 
 def test_labelled_batches():
     """Images scaled to [0, 1], each with its own label as a one-hot row."""
     x, y = coded(50), torch.arange(50) % 10
-    images, labels = next(data.labelled_batches(x, y, 10, seed=0))
+    images, labels = next(data.labelled_batches(x, y, 11, 10, seed=0))
     assert (images.dtype, labels.dtype) == (torch.float32, torch.float32)
     assert set(images.unique().tolist()) == {0.0, 1.0}
     assert labels.argmax(-1).tolist() == [i % 10 for i in decoded(images)]
+    assert labels.shape == (10, 11)
     assert labels.sum() == 10
-    grey, _ = next(data.labelled_batches(torch.full((4, 7), 51, dtype=torch.uint8), torch.arange(4), 2, seed=0))
+    grey, _ = next(data.labelled_batches(torch.full((4, 7), 51, dtype=torch.uint8), torch.arange(4), 4, 2, seed=0))
     assert (grey == 0.2).all()
     with pytest.raises(InputError, match="--batch_size 51 is more"):
-        data.labelled_batches(x, y, 51, seed=0)
+        data.labelled_batches(x, y, 10, 51, seed=0)
 
 
 def test_labelled_splits(colour_digits):
-    mine = data.load_svhn(str(colour_digits), "", "extra")
+    mine = data.load(colour_digits)
     splits = data.labelled_test_splits(mine, "cpu")
     chosen = data.test_subset(mine)
     assert splits["subset"][0].equal(mine.x_test[chosen])

@@ -12,7 +12,6 @@ from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
-from codebase.utils import sample_gaussian
 
 
 def test_over_images():
@@ -61,9 +60,10 @@ def test_bounds_and_effective_sample_size_from_their_definitions(monkeypatch):
     model = LinearGaussian(shift=0.2, widen=1.5)
     x = model.draw(60)
     torch.manual_seed(0)
-    qm, qv = model.posterior(x)
-    z = sample_gaussian(qm.expand(40, -1, -1), qv)
-    w = (-sum(model.weight_terms(x, z, qm, qv))).exp()  # (M, B)
+    q = Normal(model.posterior(x)[0], model.posterior(x)[1].sqrt())
+    z = q.sample((40,))  # (M, B, D)
+    log_w = model.log_likelihood(x, z) + (Normal(0.0, 1.0).log_prob(z) - q.log_prob(z)).sum(-1)
+    w = log_w.exp()  # (M, B)
     expected = w.sum(0).square() / (40 * w.square().sum(0))
     bounds, ess = evaluate.iwae(model, (x,), (1, 8, 15, 40))
     for m, groups in ((1, 40), (8, 5), (15, 2), (40, 1)):
@@ -75,7 +75,7 @@ def test_bounds_and_effective_sample_size_from_their_definitions(monkeypatch):
 
 
 def test_with_labels_summed_over_iwae_is_exact_at_the_true_posterior():
-    """Whatever the chunks: 130 images make chunks of 100 and 30; with three labels, 77 samples come six at a time."""
+    """Whatever the chunks: 130 images make chunks of 100 and 30; 77 samples of 100 images come 20 at a time."""
     model = LabelledLinearGaussian()
     x = model.draw(130)
     bounds, ess = evaluate.iwae(model, (x,), (1, 10, 77))
@@ -154,7 +154,7 @@ def test_latent_units():
     qm = torch.randn(2500, 3)  # more than a chunk
     qm = (qm - qm.mean(0)) / qm.std(0) * torch.tensor([4.0, 0.02, 0.005]).sqrt()
     qv = torch.rand(2500, 3) + 0.1
-    model.posterior = lambda q, y: q.chunk(2, dim=1)
+    model.posterior = lambda q: q.chunk(2, dim=1)
     units = evaluate.latent_units(model, (torch.cat([qm, qv], dim=1),))
     assert (units["active"], units["units"]) == (2, 3)
     exact = torch.distributions.kl_divergence(Normal(qm, qv.sqrt()), Normal(0.0, 1.0)).mean(0)

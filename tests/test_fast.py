@@ -1,5 +1,6 @@
 """The faster updates do what the plain one does: same losses, same weights, same random numbers; or are not taken."""
 
+import contextlib
 import copy
 import shutil
 from functools import partial
@@ -14,7 +15,7 @@ from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
-from codebase.train import adam, plain_update
+from codebase.train import adam, plain_update, train
 
 X = torch.randint(0, 256, (60, 784), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 COLOUR = torch.randint(0, 256, (60, 3072), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -27,9 +28,9 @@ needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("cl
 def batches_of(model, device, start=0):
     x, colour, y = (t.to(device) for t in (X, COLOUR, Y))
     if isinstance(model, FSVAE):
-        return data.labelled_batches(colour, y, 20, 0, start)
+        return data.labelled_batches(colour, y, 10, 20, 0, start)
     if isinstance(model, SSVAE):
-        return data.semi_supervised_batches(x, x[:40], y[:40], 20, 0, start)
+        return data.semi_supervised_batches(x, x[:40], data.one_hot(y[:40], 10), 20, 0, start)
     return data.binary_batches(x, 20, 0, start)
 
 
@@ -41,10 +42,11 @@ def trained(make, steps, device="cpu", quick=False, bfloat16=False):
     batches = batches_of(model, device)
     update = partial(plain_update, model, optimizer, bfloat16=bfloat16)
     batch = next(batches)
-    if quick:
-        update, how = fast.faster(update, model, optimizer, batch, bfloat16)
-        assert how.startswith(("compiled, ready", "a CUDA graph, ready")), how
-    points = [update(batch), *(update(next(batches)) for _ in range(steps - 1))]
+    with precision.cast_back(model) if bfloat16 else contextlib.nullcontext():
+        if quick:
+            update, how = fast.faster(update, model, optimizer, batch, bfloat16)
+            assert how.startswith(("compiled, ready", "a CUDA graph, ready")), how
+        points = [update(batch), *(update(next(batches)) for _ in range(steps - 1))]
     losses = {tag: torch.stack([point[tag] for point in points]).cpu() for tag in points[0]}
     return model, optimizer, losses, torch.rand(3, device=device)
 
@@ -112,10 +114,11 @@ def test_bfloat16_rounds_the_factors_of_products_and_nothing_else(monkeypatch):
     batch = next(batches_of(model, "cpu"))
     for bfloat16, dtype in ((False, torch.float32), (True, torch.bfloat16)):
         seen.clear()
-        point = plain_update(model, adam(model, 1e-9), batch, bfloat16)
+        with precision.cast_back(model) if bfloat16 else contextlib.nullcontext():
+            point = plain_update(model, adam(model, 1e-9), batch, bfloat16)
         assert seen == 6 * [dtype]
         assert all(value.dtype == torch.float32 for value in point.values())
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), precision.cast_back(model):
         assert model.enc(batch[0]).dtype == torch.float32
         z = torch.randn(5, 3)
         rounded = model.log_prior(z)
@@ -175,6 +178,52 @@ def test_when_it_pays():
     assert not fast.pays(mps, 10**6)
 
 
+class WarmUp(VAE):
+    """Its loss, and a curve, have a weight that grows from 0 to 1 in the first 40 steps of training."""
+
+    def loss(self, x):
+        _, kl, rec = self.negative_elbo_bound(x)
+        weight = (self.step / 40).clamp(max=1)
+        return rec + weight * kl, {"train/weight": weight}
+
+
+@pytest.mark.parametrize("quick", [False, pytest.param(True, marks=needs_compiler)])
+def test_what_changes_during_training_sees_the_step(quick):
+    """In the plain and in the compiled update, and where training goes on from a later step."""
+    torch.manual_seed(1)
+    model = WarmUp(z_dim=3)
+    optimizer, batches, logged = adam(model, 1e-3), batches_of(model, "cpu"), {}
+    update = partial(plain_update, model, optimizer)
+    if quick:
+        update, how = fast.faster(update, model, optimizer, next(batches), False)
+        assert how.startswith("compiled, ready"), how
+    for start, iter_max in ((0, 1), (1, 11), (30, 31), (31, 60)):
+        train(
+            model,
+            batches,
+            optimizer,
+            update=update,
+            start=start,
+            iter_max=iter_max,
+            iter_save=100,
+            save=lambda step: None,
+            log=lambda step, values: logged.update({step: values["train/weight"]}),
+        )
+    assert logged == pytest.approx({1: 0, 11: 10 / 40, 31: 30 / 40, 60: 1})
+    assert "step" not in model.state_dict()
+
+
+def test_trying_it_leaves_buffers_alone():
+    """The running statistics of BatchNorm are not moved by the trial steps."""
+    torch.manual_seed(0)
+    enc = nn.Sequential(nn.Linear(784, 6), nn.BatchNorm1d(6))
+    model = VAE(z_dim=3, enc=enc)
+    before = copy.deepcopy(model.state_dict())
+    update = partial(plain_update, model, adam(model, 1e-3))
+    fast.rehearsal(update, model, update.args[1], next(batches_of(model, "cpu")))
+    assert all(value.equal(before[key]) for key, value in model.state_dict().items())
+
+
 @needs_compiler
 def test_a_run_that_is_compiled(script, tmp_path, monkeypatch):
     """The same as the plain run up to rounding; resumed, the same bit for bit; and no compilation is done twice."""
@@ -225,8 +274,9 @@ def test_the_precision_of_a_run(script, tmp_path, monkeypatch):
         torch.manual_seed(0)
         model = VAE(z_dim=2)
         optimizer = adam(model, 1e-3)
-        for _, batch in zip(range(5), data.binary_batches(images.x_train, 20, 0), strict=False):
-            plain_update(model, optimizer, batch, bfloat16=choice == "medium")
+        with precision.cast_back(model):
+            for _, batch in zip(range(5), data.binary_batches(images.x_train, 20, 0), strict=False):
+                plain_update(model, optimizer, batch, bfloat16=choice == "medium")
         ended[choice] = torch.load(path)
         torch.testing.assert_close(ended[choice], model.state_dict(), rtol=1e-4, atol=1e-5)
     assert not ended["medium"]["dec.net.2.weight"].equal(ended["highest"]["dec.net.2.weight"])

@@ -53,7 +53,7 @@ def test_the_iwae_bound_from_its_definition():
     model = FSVAE().double()
     x, y = torch.rand(6, 3072).double(), labels(3, 1, 4, 1, 5, 9).double()
     torch.manual_seed(1)
-    niwae, kl, rec = model.negative_iwae_bound(x, y, 5)
+    niwae, kl, rec = model.negative_iwae_bound(x, 5, y)
     torch.manual_seed(1)
     _, log_x, log_ratio = oracle(model, x, y, torch.randn(5, 6, 10, dtype=torch.float64))
     torch.testing.assert_close(niwae, -(torch.logsumexp(log_x - log_ratio, 0) - math.log(5)).mean())
@@ -64,7 +64,7 @@ def test_at_the_true_posterior_all_bounds_are_log_p_of_x_given_y():
     model = ConditionalLinearGaussian()
     x, y = model.draw(100)
     for m in (1, 4):
-        torch.testing.assert_close(model.negative_iwae_bound(x, y, m)[0], -model.log_p(x, y).mean(), rtol=1e-9, atol=0)
+        torch.testing.assert_close(model.negative_iwae_bound(x, m, y)[0], -model.log_p(x, y).mean(), rtol=1e-9, atol=0)
     wrong = y.roll(1, dims=-1)
     assert (model.log_p(x, wrong) - model.log_p(x, y)).mean() < -1  # so the label matters
 
@@ -72,7 +72,7 @@ def test_at_the_true_posterior_all_bounds_are_log_p_of_x_given_y():
 def test_elbo_below_iwae_below_log_p_of_x_given_y():
     model = ConditionalLinearGaussian(shift=0.1, widen=1.5)
     x, y = model.draw(2000)
-    bounds = [-model.negative_iwae_bound(x, y, m)[0].item() for m in (1, 5, 50)] + [model.log_p(x, y).mean().item()]
+    bounds = [-model.negative_iwae_bound(x, m, y)[0].item() for m in (1, 5, 50)] + [model.log_p(x, y).mean().item()]
     assert sorted(bounds) == bounds
     assert bounds[1] - bounds[0] > 0.05
     assert 0 < bounds[3] - bounds[2] < 0.05
@@ -131,7 +131,7 @@ def test_pictures_are_the_clipped_mean():
         torch.testing.assert_close(x, model.dec.net(torch.cat([z, y], 1)).clip(0, 1))
         assert (x.min(), x.max()) == (0, 1)
         torch.testing.assert_close(model.reconstruct(x, y), model.mean_x(model.posterior(x, y)[0], y))
-        samples = model.sample_x(y)
+        samples = model.sample_x(4, y)
         assert samples.shape == (4, 3072)
         assert 0 <= samples.min() < samples.max() <= 1
 

@@ -98,7 +98,7 @@ def test_damaged_npz_files(tmp_path, n):
 
     def read(content):
         path.write_bytes(content)
-        return outcome(lambda: data.read_npz(path, data.GREY))
+        return outcome(lambda: data.read_npz(path))
 
     wholes = [read(content) for content in files]
     assert [whole is not None for whole in wholes] == [True, True, False, True, False]
@@ -129,7 +129,7 @@ def test_npz_files_of_other_arrays(tmp_path, n):
     def check(arrays):
         with path.open("wb") as file:
             np.savez(file, **arrays)
-        result = outcome(lambda: data.read_npz(path, data.GREY))
+        result = outcome(lambda: data.read_npz(path))
         if result is not None:
             assert result.x_train.dtype == result.x_test.dtype == torch.uint8
             assert result.x_train.shape == (len(result.y_train), 784)

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from codebase.nns import ELU, MLP
+from codebase import precision
+from codebase.nns import ELU, MLP, apply
 
 
 def test_elu_and_its_gradient():
@@ -17,7 +18,7 @@ def test_elu_and_its_gradient():
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-7)
 
 
-def test_mlp_under_autocast_rounds_factors_to_bfloat16_and_nothing_else():
+def test_under_autocast_factors_are_rounded_to_bfloat16_and_nothing_else():
     """Written out: each product of rounded factors is rounded, and what is between the products is in float32."""
     torch.manual_seed(0)
     net, x = MLP(20, 30, 5), torch.randn(4, 20)
@@ -27,11 +28,41 @@ def test_mlp_under_autocast_rounds_factors_to_bfloat16_and_nothing_else():
         factors = (t.bfloat16().double() for t in (h, layer.weight.T, layer.bias))
         h = (lambda h, w, b: h @ w + b)(*factors).bfloat16().float()
         h = F.elu(h) if i < 4 else h
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), precision.cast_back(net):
         rounded = net(x)
-    assert rounded.dtype == torch.float32
+        each = net(x[:, :15], x[:, None, 15:])  # an image with every one of four labels
+    assert rounded.dtype == each.dtype == torch.float32
     torch.testing.assert_close(rounded, h, rtol=1e-2, atol=2e-3)
     assert not rounded.equal(net(x))
+
+
+def test_convolutions_of_ones_own_return_float32_too_and_are_left_as_they_were():
+    """Every layer of any network, and what is between them; after the training the network has no hooks."""
+    net = nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ELU(), nn.Flatten())
+    net.append(nn.Linear(32, 2000))
+    seen = []
+    for layer in net:
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16), precision.cast_back(net):
+        outputs = net(torch.rand(5, 16))
+    assert seen == [torch.float32] * 6
+    assert outputs.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(torch.rand(5, 16)).dtype == torch.bfloat16
+
+
+def test_apply_hands_rows_to_a_network_that_is_no_mlp():
+    """Leading dimensions broadcast, are flattened for the network, and are there again, the results flattened."""
+
+    class Outer(nn.Module):
+        def forward(self, x, y):
+            assert x.shape == (2 * 3 * 4, 5)
+            assert y.shape == (2 * 3 * 4, 6)
+            return x[:, :, None] * y[:, None]  # (N, 5, 6)
+
+    x, y = torch.randn(2, 1, 4, 5), torch.randn(3, 4, 6)
+    expected = (x[..., None] * y[..., None, :]).flatten(-2)
+    assert apply(Outer(), x, y).equal(expected)
 
 
 def test_linear_is_torchs():

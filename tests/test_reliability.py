@@ -371,11 +371,11 @@ def test_too_little_memory_is_a_sentence(trained, monkeypatch):
         torch.empty(2**45)
 
     for error in (fail, lambda: torch.empty(2**62, 2**62), lambda: bytearray(2**62)):
-        monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x, y=None, error=error: error())
+        monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x, error=error: error())
         code, _, err = call("--run", 1)
         assert code == 2
         assert "error: there is not enough memory for this: smaller numbers" in err.splitlines()[-1]
-    monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x, y=None: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):  # what is a mistake in the code stays one
         call("--run", 2)
 

@@ -26,6 +26,12 @@ def log(tmp_path):
     return write
 
 
+def test_a_number_that_has_no_name_of_its_own_is_called_as_it_is(script, log):
+    """Such as a new term of a loss."""
+    log("vae_z=10", 0, 1.0, results={"test": {"total_correlation": {"mean": 2.5, "se": 0.1, "n": 3}}})
+    assert "| test total_correlation | 2.50 |" in script("report.py")[1]
+
+
 def test_mean_and_standard_error_over_the_runs_of_one_configuration(script, log):
     """1, 2, 6: mean 3, standard deviation sqrt(7), standard error sqrt(7 / 3) = 1.53."""
     for run, nelbo in enumerate((1.0, 2.0, 6.0)):

@@ -360,8 +360,8 @@ def test_flags_of_the_fsvae_reach_its_model_its_checkpoints_and_its_name(fsvae, 
     assert weights(folder, 25)["dec.net.0.weight"].shape == (500, 12)
     torch.manual_seed(0)
     model = FSVAE(z_dim=2, iw=5)
-    images = data.load_svhn(str(tmp_path / "digits.npz"), "", "extra")
-    run_steps(model, data.labelled_batches(images.x_train, images.y_train, 50, 0), 25)
+    images = data.load(tmp_path / "digits.npz")
+    run_steps(model, data.labelled_batches(images.x_train, images.y_train, 10, 50, 0), 25)
     torch.testing.assert_close(weights(folder, 25), model.state_dict())
 
 
@@ -384,7 +384,7 @@ def test_the_fsvae_on_files_of_svhn(script, tmp_path, monkeypatch, split, name):
 def test_split_where_the_glyphs_stand_in(script, tmp_path, monkeypatch, colour_digits):
     """The docstring's --split train without network: glyphs, said loudly, and their name without a split."""
     save_svhn(tmp_path / "elsewhere", monkeypatch)
-    glyphs = data.load_svhn(str(colour_digits), "", "extra")._replace(name="glyphs")
+    glyphs = data.load(colour_digits)._replace(name="glyphs")
     monkeypatch.setattr(data, "draw_glyphs", lambda shape: glyphs)
     monkeypatch.setattr(content, "STEPS", 1)
     code, out, _ = script("run_fsvae.py", "--split", "train", "--iter_max", 1, "--device", "cpu")
@@ -398,6 +398,8 @@ def test_rows_are_digits_and_columns_are_styles(tmp_path):
     seen = []
 
     class Model:
+        classes = 10
+
         def sample_z(self, n):
             return torch.arange(n)[:, None] / 100
 
@@ -405,8 +407,8 @@ def test_rows_are_digits_and_columns_are_styles(tmp_path):
             seen.append((z.shape, y.shape))
             return (y.argmax(-1, keepdim=True) / 10 + z).expand(10, 20, 3072)
 
-    run = SimpleNamespace(data=SimpleNamespace(shape=(3, 32, 32)), logs=tmp_path)
-    draw_styles(run, Model(), torch.eye(10), None, None)
+    run = SimpleNamespace(data=SimpleNamespace(shape=(3, 32, 32)), logs=tmp_path, device="cpu")
+    assert draw_styles(run, Model(), None, None).equal(torch.eye(10))
     with Image.open(tmp_path / "samples.png") as picture:
         pixels = np.asarray(picture)[1::33, 1::33, 0]
     expected = 255 * (np.arange(10)[:, None] / 10 + np.arange(20) / 100)
@@ -426,7 +428,7 @@ def test_a_file_of_the_homeworks_fsvae_is_evaluated(fsvae, tmp_path):
         (("--split", "test"), "--split: invalid choice: 'test'"),
         (("--split", "train"), "--split train chooses among SVHN's files: it does not go with --dataset "),
         (("--keep", -1), "--keep: '-1' is not a whole number from 0 on"),
-        (("--dataset", "mnist"), "the choices are auto, svhn, glyphs"),
+        (("--dataset", "minst"), "the choices are auto, mnist, svhn, glyphs"),
     ],
 )
 def test_complaints_of_the_fsvae(fsvae, tmp_path, args, complaint):
@@ -445,8 +447,8 @@ def test_complaints_of_the_fsvae(fsvae, tmp_path, args, complaint):
         (("--cw", "inf"), "--cw: 'inf' is not a number from 0 to"),
         (("--cw", "much"), "--cw: 'much' is not a number from 0 to"),
         (("--gw", 0, "--cw", 0), "--gw 0 --cw 0 leave nothing to train"),
-        (("--labels", 15), "--labels 15: as many of each of the 10 classes"),
-        (("--labels", 310), "of class 0 there are 30"),
+        (("--labels", 15), "--labels 15 is not a multiple of the 10 classes"),
+        (("--labels", 310), "but class 0 has 30"),
         (("--iw", 5), "unrecognized arguments: --iw"),
         (("--train", 0, "--checkpoint", "x.pt", "--replicates", 2), "it has no --replicates"),
         (("--run", 2**63 - 1, "--replicates", 2), "the last run's number or seed would not be below 2^63"),

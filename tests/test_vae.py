@@ -1,12 +1,19 @@
 """The VAE and its bounds, on models whose log p(x) is known and on the real networks."""
 
+import inspect
+
 import pytest
 import torch
 from conftest import LinearGaussian
+from torch import nn
 from torch.distributions import Bernoulli, Normal
 
+from codebase.models.fsvae import FSVAE
+from codebase.models.gmvae import GMVAE
+from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
-from codebase.utils import kl_normal
+from codebase.nns import MLP
+from codebase.utils import kl_normal, sample_gaussian
 
 N = 200
 
@@ -216,3 +223,145 @@ def test_samples():
     assert means.shape == (5, 784)
     assert 0 < means.min() < means.max() < 1
     assert model.reconstruct(x).shape == (7, 784)
+
+
+# Another prior
+
+
+class WidePrior(LinearGaussian):
+    """LinearGaussian with the prior N(mean, diag(var)): a density and a sampler, and nothing else, are its own.
+
+    (It also tells the true posterior and log p(x), for the tests to compare with.)
+    """
+
+    mean, var = torch.tensor([0.5, -1.0, 2.0]).double(), torch.tensor([0.5, 4.0, 9.0]).double()
+
+    def log_prior(self, z):
+        return Normal(self.mean, self.var.sqrt()).log_prob(z).sum(-1)
+
+    def sample_z(self, n):
+        return sample_gaussian(self.mean.expand(n, 3), self.var)
+
+    def true_posterior(self, x):
+        v = 1 / (1 / self.var + self.w.square().sum(0) / self.s)
+        m = v * (self.mean / self.var + x @ self.w / self.s)
+        return m, v.expand_as(m)
+
+    def log_p(self, x):
+        covariance = self.w * self.var @ self.w.T + self.s * torch.eye(len(self.w)).double()
+        return torch.distributions.MultivariateNormal(self.w @ self.mean, covariance).log_prob(x)
+
+
+def test_a_subclass_with_another_density_and_sampler_has_its_bounds_right():
+    """ELBO and IWAE at the true posterior are log p(x); off it the ELBO is lower by the KL between the posteriors."""
+    model = WidePrior()
+    x = model.sample_z(N) @ model.w.T + model.s.sqrt() * torch.randn(N, 6).double()
+    torch.testing.assert_close(model.elbo_terms(x)["nelbo"], -model.log_p(x))
+    torch.testing.assert_close(model.negative_iwae_bound(x, 5)[0], -model.log_p(x).mean())
+    model = WidePrior(shift=0.1, widen=1.5)
+    exact = -model.log_p(x) + kl_normal(*model.posterior(x), *model.true_posterior(x))
+    draws = torch.stack([model.elbo_terms(x)["nelbo"] for _ in range(2000)])
+    assert ((draws.mean(0) - exact).abs() < 4.5 * draws.std(0) / 2000**0.5).all()
+    wrong = kl_normal(*model.posterior(x), torch.zeros(1), torch.ones(1)) - draws.mean(0)
+    assert wrong.abs().mean() > 1  # the KL to N(0, I) would be far off
+    assert model.latent_units(x)[1] is None
+    assert not any(name.startswith("z_prior") for name in model.state_dict())
+
+
+def test_a_prior_made_from_the_standard_one_keeps_its_constants():
+    """A prior that calls super().log_prior finds N(0, I) as it was, and its KL is the sample's."""
+
+    class Shifted(LinearGaussian):
+        def log_prior(self, z):
+            return super().log_prior(z - 1)
+
+    model = Shifted()
+    x = model.draw(5)
+    z = torch.randn(5, 3).double()
+    torch.testing.assert_close(model.log_prior(z), Normal(1.0, 1.0).log_prob(z).sum(-1))
+    qm, qv = model.posterior(x)
+    expected = Normal(qm, qv.sqrt()).log_prob(z).sum(-1) - Normal(1.0, 1.0).log_prob(z).sum(-1)
+    torch.testing.assert_close(model.kl(z, qm, qv), expected)
+
+
+# Other networks and shapes
+
+
+class Rows(nn.Module):
+    """A network that takes rows alone, (N, n), and answers in the shape of an image."""
+
+    def __init__(self, n_in, n_out, shape=(-1,)):
+        super().__init__()
+        self.linear, self.shape = nn.Linear(n_in, n_out), shape
+
+    def forward(self, x, y=None):
+        x = x if y is None else torch.cat([x, y], 1)
+        assert x.dim() == 2
+        return self.linear(x).reshape(len(x), *self.shape)
+
+
+@pytest.mark.parametrize("model", [VAE, GMVAE, SSVAE, FSVAE])
+def test_networks_that_are_given(model):
+    """Rows in, images out, whatever the leading dimensions of samples and labels; as the same MLPs would do."""
+    classes = {"classes": 3} if model in (SSVAE, FSVAE) else {}
+    n_y, y = (3, [torch.eye(3)[[0, 2, 1, 1]]]) if classes else (0, [])
+    enc, dec = Rows(12 + n_y, 8), Rows(4 + n_y, 12, (3, 2, 2))
+    given = model(z_dim=4, x_dim=12, enc=enc, dec=dec, **classes)
+    x = torch.rand(4, 12).round()
+    assert given.enc is enc
+    assert given.dec is dec
+    assert given.posterior(x, *y)[0].shape == (4, 4)
+    assert given.log_likelihood(x, torch.randn(5, 4, 4), *y).shape == (5, 4)
+    assert given.reconstruct(x, *(y if model is FSVAE else [])).shape == (4, 12)
+    own = y if model is FSVAE else []
+    assert given.sample_x(4, *own).shape == (4, 12)
+    torch.manual_seed(1)
+    terms, weights = given.elbo_terms(x, *own), given.log_weights(x, 5, *own)
+    assert all(term.shape == (4,) for term in terms.values())
+    assert all(each.shape == (5, 4) for each in weights)
+    batch = (x, *own) if model is not SSVAE else (x, x, *y)
+    given.loss(*batch)[0].backward()
+    assert all(parameter.grad.abs().sum() > 0 for net in (enc, dec) for parameter in net.parameters())
+    # MLPs that are given, wrapped, are the homework's.
+    mlps = model(z_dim=4, x_dim=12, n_hidden=6, **classes)
+    torch.manual_seed(2)
+    expected = mlps.log_weights(x, 5, *own)
+
+    class Wrapped(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.inner = net
+
+        def forward(self, *inputs):
+            return self.inner(*inputs)
+
+    mlps.enc, mlps.dec = Wrapped(mlps.enc), Wrapped(mlps.dec)
+    torch.manual_seed(2)
+    torch.testing.assert_close(mlps.log_weights(x, 5, *own), expected)
+
+
+@pytest.mark.parametrize("model", [VAE, GMVAE, SSVAE, FSVAE])
+def test_sizes_that_are_given(model):
+    made = model(z_dim=4, x_dim=12, n_hidden=6)
+    n_y = 10 if model in (SSVAE, FSVAE) else 0
+    assert isinstance(made.enc, MLP)
+    assert [tuple(made.enc.net[i].weight.shape) for i in (0, 2, 4)] == [(6, 12 + n_y), (6, 6), (8, 6)]
+    assert [tuple(made.dec.net[i].weight.shape) for i in (0, 2, 4)] == [(6, 4 + n_y), (6, 6), (12, 6)]
+
+
+@pytest.mark.parametrize("model", [GMVAE, SSVAE, FSVAE])
+def test_siblings_take_the_same_arguments_in_the_same_order(model):
+    """A method of a subclass has the VAE's parameters, in its order; for *y it has y, or nothing where y is summed."""
+    for name, method in vars(model).items():
+        if callable(method) and hasattr(VAE, name) and name not in ("__init__", "loss"):
+            theirs, ours = (list(inspect.signature(m).parameters) for m in (getattr(VAE, name), method))
+            assert ours in (theirs, theirs[:-1], [*theirs[:-1], "y"]), name
+            assert ours == theirs or theirs[-1] == "y", name
+
+
+def test_the_vae_passes_labels_on_and_has_no_default_for_them():
+    for model in (VAE, GMVAE, SSVAE, FSVAE):
+        for name, method in vars(model).items():
+            if callable(method) and name != "__init__":
+                parameters = inspect.signature(method).parameters.values()
+                assert all(p.default is inspect.Parameter.empty for p in parameters), name

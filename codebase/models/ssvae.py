@@ -1,4 +1,4 @@
-"""The semi-supervised VAE: labels y of which few are seen (homework, Problem 4; Kingma et al. 2014, model M2).
+"""The semi-supervised VAE: few of the labels y are seen (homework, Problem 4; Kingma et al. 2014, model M2).
 
     p(y)     = 1/C
     p(z)     = N(z; 0, I)
@@ -6,8 +6,8 @@
     q(y|x)   = Cat(y; softmax(cls(x))), the classifier
     q(z|x,y) = N(z; m(x, y), diag v(x, y)),   m, v from enc(x, y)
 
-Given y it is the VAE, whose methods it uses; what is new is the expectation over y, which is exact. Where y is left
-out, a method takes every label: it has a leading dimension C, whose entry c is for y = c.
+Given y it is the VAE, whose methods take y as their last argument. The bounds on log p(x) sum over all labels, exactly:
+they pass every_y, (C, 1, C), as y, and get results with a leading dimension C, whose entry c is for y = c.
 
 Dimension letters: B images, X pixels, D latent dimensions, M importance samples, C classes.
 """
@@ -18,84 +18,66 @@ import torch
 from torch import nn
 
 from codebase.models.vae import VAE
-from codebase.nns import MLP
-from codebase.utils import kl_cat, log_mean_exp, sample_gaussian
+from codebase.nns import MLP, apply
+from codebase.utils import kl_cat, log_mean_exp
 
 
 class SSVAE(VAE):
     """SSVAE of binary images with labels from 0 to C - 1.
 
-    gen_weight, class_weight: what the negative ELBO of all images and the classifier's cross-entropy on the labelled
-    ones count for in the loss; gen_weight = 0 is the supervised baseline. z_dim: D.
+    gen_weight, class_weight: the weights, in the loss, of the negative ELBO of all images and of the classifier's
+    cross-entropy on the labelled ones; gen_weight = 0 is the supervised baseline. classes: C. cls: the classifier, a
+    module (N, X) -> (N, C), the homework's MLP if it is not given. The other arguments are as in VAE.
     """
 
-    def __init__(self, gen_weight=1, class_weight=100, z_dim=64, *, classes=10):
-        super().__init__(z_dim, y_dim=classes)
-        self.gen_weight, self.class_weight, self.classes = gen_weight, class_weight, classes
-        self.cls = MLP(784, 300, classes, activation=nn.ReLU)
-        every_y = torch.eye(classes).unsqueeze(1)  # (C, 1, C): against images (B, X), each with every label
-        self.register_buffer("every_y", every_y, persistent=False)  # a constant, absent from the homework's files
-
-    # The densities
+    def __init__(self, gen_weight=1, class_weight=100, z_dim=64, *, classes=10, n_hidden=300, cls=None, **networks):
+        super().__init__(z_dim, y_dim=classes, n_hidden=n_hidden, **networks)
+        self.gen_weight, self.class_weight = gen_weight, class_weight
+        self.classes = self.labels_per_image = classes
+        self.cls = MLP(self.x_dim, n_hidden, classes, activation=nn.ReLU) if cls is None else cls
+        self.register_buffer("every_y", torch.eye(classes).unsqueeze(1), persistent=False)  # (C, 1, C), a constant
 
     def log_q_y(self, x):
         """log q(y|x) of every y, in nats. x: (B, X). Returns (B, C)."""
-        return self.cls(x).log_softmax(-1)
-
-    def posterior(self, x, y=None):
-        """Mean and variance of q(z|x, y). x: (B, X); y: (B, C). Returns (m, v), each (B, D); every y: (C, B, D)."""
-        return super().posterior(x, self.every_y if y is None else y)
-
-    def log_likelihood(self, x, z, y=None):
-        """log p(x|y, z) in nats. x: (B, X); z: (..., B, D); y: (B, C). Returns (..., B); every y: z (..., C, B, D)."""
-        return super().log_likelihood(x, z, self.every_y if y is None else y)
+        return apply(self.cls, x).log_softmax(-1)
 
     # The bounds
 
+    def labelled_elbo_terms(self, x, y):
+        """-ELBO(x, y) of each image with its label, a bound on -log p(x, y), and its terms, in nats.  (Problem 4)
+
+        x: (B, X); y: (B, C). Returns {'nelbo', 'kl_z', 'kl_y', 'rec'}, each (B,): nelbo = kl_z + kl_y + rec,
+        kl_z = D_KL(q(z|x, y) || p(z)), kl_y = -log p(y) = log C, rec = -log p(x|y, z) at one z ~ q(z|x, y).
+        """
+        given_y = super().elbo_terms(x, y)  # of the bound on log p(x|y)
+        kl_y = torch.full_like(given_y["kl"], math.log(self.classes))  # (B,)
+        return {"nelbo": given_y["nelbo"] + kl_y, "kl_z": given_y["kl"], "kl_y": kl_y, "rec": given_y["rec"]}
+
     def elbo_terms(self, x):
-        """The negative ELBO of each image and its terms, in nats; exact over y, one z ~ q(z|x, y) for each y.
+        """-ELBO(x) of each image and its terms, in nats; exact over y, one z ~ q(z|x, y) for each y.  (Problem 4.2)
 
         x: (B, X). Returns {'nelbo', 'kl_z', 'kl_y', 'rec'}, each (B,): nelbo = kl_z + kl_y + rec,
         kl_z = E_q(y|x) D_KL(q(z|x, y) || p(z)), kl_y = D_KL(q(y|x) || p(y)), and rec, which estimates the
-        reconstruction loss E_q(y,z|x)[-log p(x|y, z)] without bias.  (Problem 4.2)
+        reconstruction loss E_q(y,z|x)[-log p(x|y, z)] without bias.
         """
         log_q = self.log_q_y(x)  # (B, C)
         q = log_q.exp()
-        given_y = super().elbo_terms(x)  # kl and rec, each (C, B)
+        given_y = super().elbo_terms(x, self.every_y)  # kl and rec, each (C, B)
         kl_y = kl_cat(q, log_q, torch.full_like(log_q, -math.log(self.classes)))  # (B,)
-        kl_z, rec = ((q.T * given_y[term]).sum(0) for term in ("kl", "rec"))  # (B,)
+        kl_z = (q.T * given_y["kl"]).sum(0)  # (B,)
+        rec = (q.T * given_y["rec"]).sum(0)  # (B,)
         return {"nelbo": kl_z + kl_y + rec, "kl_z": kl_z, "kl_y": kl_y, "rec": rec}
 
-    def negative_elbo_bound(self, x):
-        """-ELBO averaged over the batch, in nats.  (Problem 4.2)
+    def log_weights(self, x, iw):
+        """The logs of w_i = sum_y p(y) p(x, z_iy|y) / q(z_iy|x, y), with one z_iy ~ q(z|x, y) for every y, in nats.
 
-        x: (B, X). Returns scalars (nelbo, kl_z, kl_y, rec); see elbo_terms.
+        x: (B, X). Returns (log_w, kl, rec), each (M, B): kl and rec as in elbo_terms, where kl is that of (y, z).
+        The sum over y is exact and does not need q(y|x). E[w_i] = p(x), and E[log w_i] is at least the ELBO.
         """
-        return tuple(term.mean() for term in self.elbo_terms(x).values())
-
-    def log_weight(self, x, z, qm, qv):
-        """log sum_y p(y) p(x, z_y|y) / q(z_y|x, y) of each sample, one z_y for every y: an estimate of log p(x).
-
-        x: (B, X); z: (..., C, B, D); qm, qv: (C, B, D), the posterior of x. Returns (..., B), in nats. The weight is
-        an unbiased estimate of p(x), so its log, like that of an average of m of them, is at most log p(x) on average.
-        """
-        return log_mean_exp(super().log_weight(x, z, qm, qv), dim=-2)
-
-    def negative_iwae_bound(self, x, iw):
-        """-L_m = -E[log sum_y p(y) (1/m) sum_i p(x, z_i|y) / q(z_i|x, y)], m = iw, averaged over the batch, in nats.
-
-        x: (B, X). Returns scalars (niwae, kl, rec): an unbiased estimate of -L_m, where log p(x) >= L_m; and the two
-        terms of the negative ELBO, kl + rec, averaged over the m samples, kl that of (y, z). The sum over y is exact
-        and needs no q(y|x), hence already L_1 is at least the ELBO.
-        """
-        qm, qv = self.posterior(x)  # (C, B, D)
-        z = sample_gaussian(qm.expand(iw, *qm.shape), qv)  # (M, C, B, D)
-        kl, rec = self.weight_terms(x, z, qm, qv)  # (M, C, B)
-        niwae = -log_mean_exp((-(kl + rec)).flatten(0, 1), dim=0)  # (B,), since p(y) = 1/C
+        log_w, kl_z, rec = super().log_weights(x, iw, self.every_y)  # (M, C, B)
         log_q = self.log_q_y(x).T  # (C, B)
-        kl_y = log_q + math.log(self.classes)  # (C, B): log q(y|x) - log p(y)
-        kl, rec = ((log_q.exp() * term.mean(0)).sum(0) for term in (kl + kl_y, rec))  # (B,)
-        return niwae.mean(), kl.mean(), rec.mean()
+        q, kl = log_q.exp(), kl_z + log_q + math.log(self.classes)  # (C, B), (M, C, B)
+        return log_mean_exp(log_w, dim=1), (q * kl).sum(1), (q * rec).sum(1)
 
     def loss(self, x, x_labelled, y_labelled):
         """What training minimises, and what its curves show: (scalar in nats, {tag: scalar}).
@@ -115,20 +97,17 @@ class SSVAE(VAE):
 
     # Sampling, reconstruction, and what the latent units do
 
-    def mean_x(self, z, y=None):
-        """E[x|y, z], the Bernoulli means. z: (..., B, D); y: (B, C). Returns (..., B, X); every y: (..., C, B, X)."""
-        return super().mean_x(z, self.every_y if y is None else y)
-
     def sample_x(self, n):
-        """n draws of a binary image x ~ p(x), of a digit y ~ p(y) each. Returns (n, X) in {0, 1}."""
+        """n draws of a binary image x ~ p(x), each of a label y ~ p(y). Returns (n, X) in {0, 1}."""
         y = self.every_y[torch.randint(self.classes, (n,), device=self.every_y.device), 0]  # (n, C)
-        return torch.bernoulli(self.mean_x(self.sample_z(n), y))
+        return super().sample_x(n, y)
 
-    def reconstruct(self, x, y=None):
-        """E[x'|y, z] at the mean z of q(z|x, y); where y is left out, at the likeliest one. (B, X) to (B, X)."""
-        return super().reconstruct(x, self.every_y[self.log_q_y(x).argmax(-1), 0] if y is None else y)
+    def reconstruct(self, x):
+        """E[x'|y, z] at the likeliest y, by q(y|x), and the mean z of q(z|x, y). x: (B, X). Returns (B, X)."""
+        return super().reconstruct(x, self.every_y[self.log_q_y(x).argmax(-1), 0])
 
     def latent_units(self, x):
-        """What each dimension of z carries: (E[z|x], its share of kl_z in nats), each (B, D), averaged over q(y|x)."""
+        """As in VAE, averaged over q(y|x). Returns (E[z|x], KL), each (B, D)."""
         q = self.log_q_y(x).exp().T.unsqueeze(-1)  # (C, B, 1)
-        return tuple((q * each).sum(0) for each in super().latent_units(x))
+        means, kl = super().latent_units(x, self.every_y)  # (C, B, D)
+        return (q * means).sum(0), None if kl is None else (q * kl).sum(0)

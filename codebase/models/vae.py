@@ -4,19 +4,21 @@
     p(x|z) = Bern(x; sigmoid(dec(z)))
     q(z|x) = N(z; m(x), diag v(x)),   m, v from enc(x)
 
-Every bound below is made of the small methods above it. Another prior overrides log_prior, sample_z, kl and
-latent_units; another likelihood overrides log_likelihood and mean_x.
+A model is its densities; the bounds below are made of them. A subclass with another prior overrides log_prior and
+sample_z. One with another likelihood overrides log_likelihood, mean_x and sample_x.
 
-Where a method takes y, labels as one-hot rows, it is for the models that condition on them (Problem 4 and the bonus):
-each density is then that given y, as p(x|y, z) and q(z|x, y). The VAE itself has none.
+*y are labels, one-hot rows (..., B, C), for the models that condition on them (Problem 4, bonus). The methods here only
+pass them on: posterior(x, y) is then q(z|x, y), log_likelihood(x, z, y) is log p(x|y, z), and the bounds are those of
+log p(x|y). The VAE itself has no labels.
 
-Dimension letters: B images, X pixels, D latent dimensions, M importance samples, C classes.
+Dimension letters: B images, X pixels, D latent dimensions, M importance samples, C classes; ... stands for leading
+dimensions of z (samples) and of y (labels), if there are any.
 """
 
 import torch
 from torch import nn
 
-from codebase.nns import MLP
+from codebase.nns import MLP, apply
 from codebase.utils import (
     gaussian_parameters,
     kl_normal,
@@ -31,85 +33,94 @@ class VAE(nn.Module):
     """VAE of binary images x in {0, 1}^X.
 
     z_dim: D. iw: M, the importance samples of the training loss (1: the negative ELBO; more: the negative IWAE bound).
-    x_dim: X; y_dim: the length of y, 0 for none; n_hidden: the width of the networks' hidden layers.
+    x_dim: X. enc: a module (N, X) -> (N, 2D); dec: a module (N, D) -> (N, X), or (N, ...) with X values in all. If they
+    are not given, they are the homework's MLPs, with hidden layers of n_hidden units. With labels of length y_dim, the
+    modules are called with two arguments, the second one (N, y_dim).
     """
 
-    def __init__(self, z_dim=10, iw=1, *, x_dim=784, y_dim=0, n_hidden=300):
+    labels_per_image = 1  # C where the bounds sum over all labels: the networks see so many rows for each image
+
+    def __init__(self, z_dim=10, iw=1, *, x_dim=784, y_dim=0, n_hidden=300, enc=None, dec=None):
         super().__init__()
-        self.iw = iw
-        self.enc = MLP(x_dim + y_dim, n_hidden, 2 * z_dim)
-        self.dec = MLP(z_dim + y_dim, n_hidden, x_dim)
-        self.z_dim = z_dim
-        self.register_buffer("z_prior_m", torch.zeros(1))  # constants, in the state_dict as in the homework's files
-        self.register_buffer("z_prior_v", torch.ones(1))
+        self.z_dim, self.iw, self.x_dim = z_dim, iw, x_dim
+        self.enc = MLP(x_dim + y_dim, n_hidden, 2 * z_dim) if enc is None else enc
+        self.dec = MLP(z_dim + y_dim, n_hidden, x_dim) if dec is None else dec
+        # N(0, I), in the state_dict as in the homework's files; not in that of a model with another prior.
+        self.standard_prior = type(self).log_prior is VAE.log_prior
+        self.register_buffer("z_prior_m", torch.zeros(1), persistent=self.standard_prior)
+        self.register_buffer("z_prior_v", torch.ones(1), persistent=self.standard_prior)
+        # The training loop writes the number of finished steps here, for a loss that changes during training.
+        self.register_buffer("step", torch.tensor(0), persistent=False)
 
     # The densities
 
     def log_prior(self, z):
-        """log p(z) in nats. z: (..., D). Returns (...)."""
+        """log p(z) in nats. z: (..., B, D). Returns (..., B)."""
         return log_normal(z, self.z_prior_m, self.z_prior_v)
 
-    def posterior(self, x, y=None):
-        """Mean and variance of q(z|x). x: (B, X). Returns (m, v), each (B, D)."""
-        return gaussian_parameters(self.enc(x, y))
+    def posterior(self, x, *y):
+        """Mean and variance of q(z|x). x: (B, X). Returns (m, v), each (..., B, D)."""
+        return gaussian_parameters(apply(self.enc, x, *y))
 
-    def log_likelihood(self, x, z, y=None):
+    def log_likelihood(self, x, z, *y):
         """log p(x|z) in nats. x: (B, X); z: (..., B, D). Returns (..., B)."""
-        return log_bernoulli_with_logits(x, self.dec(z, y))
+        return log_bernoulli_with_logits(x, apply(self.dec, z, *y))
 
     def kl(self, z, qm, qv):
-        """D_KL(q(z|x) || p(z)) in nats, closed form; the sample z is not needed. qm, qv: (B, D). Returns (B,)."""
-        return kl_normal(qm, qv, self.z_prior_m, self.z_prior_v)
+        """D_KL(q(z|x) || p(z)) in nats. z, a sample from q(z|x), and qm, qv: (..., B, D). Returns (..., B).
+
+        In closed form if p(z) is the N(0, I) of this class. For any other log_prior it is log q(z|x) - log p(z) at the
+        sample: an unbiased estimate, which may be negative.  (Problem 2)
+        """
+        if self.standard_prior:
+            return kl_normal(qm, qv, self.z_prior_m, self.z_prior_v)
+        return log_normal(z, qm, qv) - self.log_prior(z)
 
     # The bounds
 
-    def elbo_terms(self, x, y=None):
-        """The negative ELBO of each image and its terms, in nats, estimated without bias with one z ~ q(z|x).
+    def elbo_terms(self, x, *y):
+        """The negative ELBO of each image and its terms, in nats, estimated without bias from one z ~ q(z|x).
 
-        x: (B, X). Returns {'nelbo', 'kl', 'rec'}, each (B,): nelbo = kl + rec, kl = D_KL(q(z|x) || p(z)),
-        rec = -log p(x|z), which estimates the reconstruction loss E_q[-log p(x|z)].
+        x: (B, X). Returns {'nelbo', 'kl', 'rec'}, each (..., B): nelbo = kl + rec, kl = D_KL(q(z|x) || p(z)),
+        rec = -log p(x|z), which estimates the reconstruction loss E_q[-log p(x|z)].  (Problem 1.2)
         """
-        qm, qv = self.posterior(x, y)  # (B, D)
-        z = sample_gaussian(qm, qv)  # (B, D)
-        kl = self.kl(z, qm, qv)  # (B,)
-        rec = -self.log_likelihood(x, z, y)  # (B,)
+        qm, qv = self.posterior(x, *y)  # (..., B, D)
+        z = sample_gaussian(qm, qv)  # (..., B, D)
+        kl = self.kl(z, qm, qv)  # (..., B)
+        rec = -self.log_likelihood(x, z, *y)  # (..., B)
         return {"nelbo": kl + rec, "kl": kl, "rec": rec}
 
-    def negative_elbo_bound(self, x, y=None):
-        """-ELBO averaged over the batch, in nats.  (Problem 1.2)
+    def log_weights(self, x, iw, *y):
+        """The logs of the importance weights w_i = p(x, z_i) / q(z_i|x), z_i ~ q(z|x), i = 1, ..., M = iw, in nats.
 
-        x: (B, X). Returns scalars (nelbo, kl, rec); see elbo_terms.
+        x: (B, X). Returns (log_w, kl, rec), each (M, ..., B): log_w = -(kl + rec), kl = log q(z_i|x) - log p(z_i) at
+        this very sample, never the closed form, and rec = -log p(x|z_i). E[w_i] = p(x).  (Problem 3.2)
         """
-        return tuple(term.mean() for term in self.elbo_terms(x, y).values())
+        qm, qv = self.posterior(x, *y)  # (..., B, D)
+        z = sample_gaussian(qm.expand(iw, *qm.shape), qv)  # (M, ..., B, D)
+        kl = log_normal(z, qm, qv) - self.log_prior(z)  # (M, ..., B)
+        rec = -self.log_likelihood(x, z, *y)  # (M, ..., B)
+        return -(kl + rec), kl, rec
 
-    def weight_terms(self, x, z, qm, qv, y=None):
-        """The terms of a sample's importance weight w = p(x, z) / q(z|x): log w = -(kl + rec), in nats.
+    def negative_elbo_bound(self, x, *y):
+        """-ELBO averaged over the batch, in nats. x: (B, X). Returns scalars (nelbo, kl, rec); see elbo_terms."""
+        return tuple(term.mean() for term in self.elbo_terms(x, *y).values())
 
-        x: (B, X); z: (..., B, D); qm, qv: (B, D), the posterior of x. Returns (kl, rec), each (..., B):
-        kl = log q(z|x) - log p(z), rec = -log p(x|z). Never the closed-form KL: that of this very sample.
-        """
-        return log_normal(z, qm, qv) - self.log_prior(z), -self.log_likelihood(x, z, y)
-
-    def log_weight(self, x, z, qm, qv, y=None):
-        """log w of each sample; see weight_terms. Returns (..., B)."""
-        kl, rec = self.weight_terms(x, z, qm, qv, y)
-        return -(kl + rec)
-
-    def negative_iwae_bound(self, x, iw, y=None):
-        """-L_m = -E[log (1/m) sum_i p(x, z_i) / q(z_i|x)], m = iw, averaged over the batch, in nats.  (Problem 3.2)
+    def negative_iwae_bound(self, x, iw, *y):
+        """-L_m = -E[log (1/m) sum_i w_i], m = iw, averaged over the batch, in nats; see log_weights.
 
         x: (B, X). Returns scalars (niwae, kl, rec): an unbiased estimate of -L_m, and the two terms of the negative
-        ELBO, kl + rec, averaged over the m samples. The encoder runs once; the samples are a leading dimension.
+        ELBO, kl + rec, averaged over the m samples.
         """
-        qm, qv = self.posterior(x, y)  # (B, D)
-        z = sample_gaussian(qm.expand(iw, *qm.shape), qv)  # (M, B, D)
-        kl, rec = self.weight_terms(x, z, qm, qv, y)  # (M, B)
-        niwae = -log_mean_exp(-(kl + rec), dim=0)  # (B,)
-        return niwae.mean(), kl.mean(), rec.mean()
+        log_w, kl, rec = self.log_weights(x, iw, *y)  # (M, B)
+        return -log_mean_exp(log_w, dim=0).mean(), kl.mean(), rec.mean()
 
-    def loss(self, x, y=None):
+    def loss(self, x, *y):
         """What training minimises, and what its curves show: (scalar in nats, {tag: scalar}). x: (B, X)."""
-        loss, kl, rec = self.negative_elbo_bound(x, y) if self.iw == 1 else self.negative_iwae_bound(x, iw=self.iw, y=y)
+        if self.iw == 1:
+            loss, kl, rec = self.negative_elbo_bound(x, *y)
+        else:
+            loss, kl, rec = self.negative_iwae_bound(x, self.iw, *y)
         return loss, {"gen/elbo": -(kl + rec), "gen/kl_z": kl, "gen/rec": rec}
 
     # Sampling, reconstruction, and what the latent units do
@@ -118,19 +129,23 @@ class VAE(nn.Module):
         """n draws of z ~ p(z). Returns (n, D)."""
         return sample_gaussian(self.z_prior_m.expand(n, self.z_dim), self.z_prior_v)
 
-    def mean_x(self, z, y=None):
+    def mean_x(self, z, *y):
         """E[x|z], the Bernoulli means of the pixels. z: (..., D). Returns (..., X) in [0, 1]."""
-        return self.dec(z, y).sigmoid()
+        return apply(self.dec, z, *y).sigmoid()
 
-    def sample_x(self, n):
+    def sample_x(self, n, *y):
         """n draws of a binary image x ~ p(x). Returns (n, X) in {0, 1}."""
-        return torch.bernoulli(self.mean_x(self.sample_z(n)))
+        return torch.bernoulli(self.mean_x(self.sample_z(n), *y))
 
-    def reconstruct(self, x, y=None):
+    def reconstruct(self, x, *y):
         """E[x'|z] at the mean z of q(z|x). x: (B, X). Returns (B, X) in [0, 1]."""
-        return self.mean_x(self.posterior(x, y)[0], y)
+        return self.mean_x(self.posterior(x, *y)[0], *y)
 
-    def latent_units(self, x, y=None):
-        """What each dimension of z carries of an image: (E[z|x], its share of the KL in nats, or None), each (B, D)."""
-        qm, qv = self.posterior(x, y)
-        return qm, kl_normal(qm.unsqueeze(-1), qv.unsqueeze(-1), self.z_prior_m, self.z_prior_v)
+    def latent_units(self, x, *y):
+        """What each dimension of z carries of an image: its posterior mean, and its share of the KL in nats.
+
+        x: (B, X). Returns (E[z|x], KL), each (..., B, D); None for the KL if the prior is not N(0, I).
+        """
+        qm, qv = self.posterior(x, *y)
+        each = (t.unsqueeze(-1) for t in (qm, qv))  # a Gaussian for each dimension
+        return qm, kl_normal(*each, self.z_prior_m, self.z_prior_v) if self.standard_prior else None

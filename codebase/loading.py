@@ -1,0 +1,47 @@
+"""A trained model from its files, for a notebook: codebase.load."""
+
+from pathlib import Path
+
+from codebase import InputError, checkpoints
+from codebase.models.fsvae import FSVAE
+from codebase.models.gmvae import GMVAE
+from codebase.models.ssvae import SSVAE
+from codebase.models.vae import VAE
+
+
+def load(path, model=None, device="cpu"):
+    """The trained model of a run, in evaluation mode.
+
+    path: a run's folder under checkpoints/, for its newest weights, or a file of weights, also of the homework's own
+    code. model: a model to fill; if it is not given, which one and its sizes are read off the weights, which works for
+    the four models with the homework's networks. Raises InputError if there are no weights, or they do not fit.
+    """
+    path = Path(path)
+    if path.is_dir():
+        steps = checkpoints.steps(path)
+        if not steps:
+            raise InputError(f"{path} holds no weights (model-*.pt).")
+        path = checkpoints.weights_path(path, steps[-1])
+    if model is None:
+        model = model_of(checkpoints.read(path), path)
+    checkpoints.load_weights(model, path)
+    return model.to(device).eval()
+
+
+def model_of(weights, path):
+    """A new model of the class and sizes that the weights in a file are of. Raises InputError if they do not tell."""
+    try:
+        n_hidden, n_in = weights["dec.net.0.weight"].shape  # of the decoder, (z, y)
+        x_dim, z_dim = len(weights["dec.net.4.weight"]), len(weights["enc.net.4.weight"]) // 2
+        k = weights["z_pre"].shape[1] // 2 if "z_pre" in weights else None
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} has other networks than the homework's: give the model too, load(path, VAE(enc=..., dec=...))."
+        ) from error
+    classes = n_in - z_dim
+    sizes = {"z_dim": z_dim, "x_dim": x_dim, "n_hidden": n_hidden}
+    if k is not None:
+        return GMVAE(k=k, **sizes)
+    if "cls.net.4.weight" in weights:
+        return SSVAE(classes=classes, **sizes)
+    return FSVAE(classes=classes, **sizes) if classes > 0 else VAE(**sizes)

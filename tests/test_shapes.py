@@ -1,0 +1,124 @@
+"""The run scripts on images of other sizes, with other numbers of classes, or without labels."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codebase import content
+
+
+@pytest.fixture
+def images(tmp_path):
+    """images(shape, classes): the path of an .npz with a bright bar whose place is the label; classes 0: no labels."""
+
+    def write(shape, classes, n_train=104, n_test=78):
+        arrays = {}
+        for split, n in (("train", n_train), ("test", n_test)):
+            x = np.random.RandomState(n).randint(0, 60, (n, *shape))
+            y = np.arange(n) % max(1, classes)
+            for i, label in enumerate(y):
+                x[i, :, 2 * label : 2 * label + 2] += 190
+            arrays |= {f"x_{split}": x.astype(np.uint8)} | ({f"y_{split}": y} if classes else {})
+        np.savez(tmp_path / "own.npz", **arrays)
+        return tmp_path / "own.npz"
+
+    return write
+
+
+@pytest.fixture
+def run(script, tmp_path, monkeypatch):
+    """run(name, path, ...): 6 steps, resumed at 4, evaluated. Returns what was printed, results, and the logs."""
+    monkeypatch.setattr(content, "STEPS", 20)
+
+    def call(name, path, *args):
+        usual = ["--dataset", path, "--batch_size", 26, "--device", "cpu", "--iw_eval", "1,3", *args]
+        printed = ""
+        for more in (("--iter_max", 4), ("--iter_max", 6, "--resume", 1, "--train", 2), ("--train", 0)):
+            code, out, err = script(name, *usual, *more)
+            assert code == 0, err
+            printed += out
+        assert "resuming after step 4" in printed
+        (logs,) = (tmp_path / "logs").iterdir()
+        return printed, json.loads((logs / "results.json").read_text()), logs
+
+    return call
+
+
+def size(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+COLOUR = pytest.mark.parametrize(
+    ("height", "width", "classes"), [(9, 12, 6), pytest.param(64, 64, 26, marks=pytest.mark.slow)]
+)
+
+
+@COLOUR
+def test_colour_images_of_any_size_and_number_of_classes_in_the_fsvae(run, images, tmp_path, height, width, classes):
+    out, record, logs = run("run_fsvae.py", images((height, width, 3), classes))
+    assert record["data"]["shape"] == [3, height, width]
+    assert record["data"]["classes"] == classes
+    results = record["results"]
+    assert results["subset"]["nelbo"]["n"] == 78
+    assert results["generated"]["accuracy_percent"]["n"] == 200 * classes
+    assert np.shape(results["generated"]["confusion"]) == (classes, classes)
+    assert f"| **{classes - 1}** |" in out
+    assert size(logs / "samples.png") == (20 * (width + 1) + 1, classes * (height + 1) + 1)
+    assert size(logs / "reconstructions.png") == ((classes + 2) * (width + 1) + 1, classes * (height + 1) + 1)
+    (folder,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
+    weights = torch.load(folder / "model-00006.pt")
+    assert weights["enc.net.0.weight"].shape == (500, 3 * height * width + classes)
+
+
+@COLOUR
+def test_colour_images_of_any_size_and_number_of_classes_in_the_ssvae(run, images, height, width, classes):
+    _, record, logs = run("run_ssvae.py", images((height, width, 3), classes, n_train=10 * classes), "--z", 3)
+    assert record["flags"]["labels"] == 10 * classes  # ten of each class, without saying so
+    assert np.shape(record["results"]["test"]["confusion"]) == (classes, classes)
+    assert set(record["results"]["subset"]) >= {"nelbo", "kl_z", "kl_y", "rec", "iwae_1", "iwae_3"}
+    assert record["results"]["subset"]["kl_y"]["mean"] < np.log(classes)
+    assert size(logs / "samples.png") == (20 * (width + 1) + 1, classes * (height + 1) + 1)
+    assert size(logs / "mistakes.png") == (classes * (width + 1) + 1, classes * (height + 1) + 1)
+
+
+@pytest.mark.parametrize("name", ["run_vae.py", "run_gmvae.py"])
+def test_32_x_32_colour_images_without_labels(run, images, name):
+    """Bernoulli on the values of each colour: binarised ones, of which the reconstructions are."""
+    out, record, logs = run(name, images((32, 32, 3), 0), "--z", 2)
+    assert record["data"]["classes"] == 0
+    assert record["results"]["subset"]["nelbo"]["n"] == 78
+    assert record["results"]["test"]["nelbo"]["mean"] < 3072 * np.log(2) + 50
+    assert size(logs / "samples.png") == (20 * 33 + 1, 10 * 33 + 1)
+    assert re.search(r"^Negative IWAE-3: ", out, re.M)
+    with Image.open(logs / "reconstructions.png") as picture:
+        tile = np.asarray(picture)[1:33, 1:33]
+    assert set(np.unique(tile)) == {0, 255}
+    assert (tile[..., 0] != tile[..., 1]).any()  # in colour
+
+
+def test_small_grey_images_of_two_classes(run, images):
+    out, record, _ = run("run_fsvae.py", images((5, 4), 2))
+    assert record["data"]["shape"] == [1, 5, 4]
+    assert np.shape(record["results"]["generated"]["confusion"]) == (2, 2)
+    assert "| **1** |" in out
+
+
+def test_many_classes(run, images):
+    """No table, and pictures of the first fifty, where there are more classes than can be looked at."""
+    out, record, logs = run("run_fsvae.py", images((3, 130), 60, n_train=120, n_test=60))
+    assert "(60 classes: the table is in results.json)" in out
+    assert np.shape(record["results"]["generated"]["confusion"]) == (60, 60)
+    assert size(logs / "samples.png") == (20 * 131 + 1, 50 * 4 + 1)
+    assert size(logs / "reconstructions.png") == (52 * 131 + 1, 50 * 4 + 1)
+
+
+@pytest.mark.parametrize("name", ["run_ssvae.py", "run_fsvae.py"])
+def test_models_of_labels_ask_for_them(script, images, name):
+    code, _, err = script(name, "--dataset", images((8, 8), 0))
+    assert code == 2
+    assert "own.npz has no labels (y_train, y_test); this model needs those of two classes or more." in err
