@@ -6,7 +6,8 @@
 A document asks with a comment that is not shown, <!--= expression -->; what stands between it and the next <!--/--> is
 the expression's value, written by this and never typed. The expressions are Python, of the functions below. Their
 arguments are names of configurations and numbers in docs/results.json, such as "vae_z=10" and "test nelbo"; those that
-begin with "earlier:" are in docs/results-earlier.json, of runs of which only the tables were kept.
+begin with "earlier:" are in docs/results-earlier.json, of runs of which only the tables were kept, and those that begin
+with "extending:" in docs/results-extending.json, of the examples of docs/extending.md.
 """
 
 import json
@@ -54,7 +55,8 @@ STAFF = {
 def stored():
     """The configurations by name."""
     found = {}
-    for prefix, name in (("", "results.json"), ("earlier:", "results-earlier.json")):
+    files = {"": "results.json", "earlier:": "results-earlier.json", "extending:": "results-extending.json"}
+    for prefix, name in files.items():
         for configuration in json.loads((ROOT / "docs" / name).read_text())["configurations"]:
             key = prefix + configuration["configuration"]
             if key in found:

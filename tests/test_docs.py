@@ -1,6 +1,6 @@
 """What README and docs say: their commands, their numbers, and the model that they add."""
 
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -21,6 +21,8 @@ from codebase.flags import parse_flags
 FILL = runpy.run_path(str(ROOT / "docs" / "fill.py"))
 DOCUMENTS = {path.name: path.read_text(encoding="utf-8") for path in FILL["DOCUMENTS"]}
 IN_DOCSTRINGS = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("*.py")}
+BLOCK = re.compile(r"^`([\w/]+\.py)`[^`]*?```python\n(.*?)```", re.DOTALL | re.MULTILINE)
+EXAMPLES = dict(BLOCK.findall(DOCUMENTS["extending.md"]))
 COMMAND = re.compile(r"python ((?:\w+/)?\w+\.py)([^\n`|;&#]*)")
 
 
@@ -28,15 +30,16 @@ def commands():
     found = set()
     for name, text in (DOCUMENTS | IN_DOCSTRINGS).items():
         for script, flags in COMMAND.findall(text):
-            flags = flags.split("   ")[0] if name in IN_DOCSTRINGS else flags  # what follows says what it does
+            in_code = name in IN_DOCSTRINGS or name == "extending.md"
+            flags = flags.split("  ")[0] if in_code else flags  # what follows says what it does
             found.add((script, flags.split(" > ")[0].strip()))
     return sorted(found)
 
 
 @pytest.mark.parametrize(("script", "flags"), commands())
 def test_every_command_is_understood(script, flags):
-    if script == "run_vampvae.py":
-        return  # of docs/vampprior.md, and tested below
+    if script in EXAMPLES:
+        return  # of docs/extending.md, and tested below
     assert (ROOT / script).is_file()
     words = shlex.split(re.sub(r"(--(?:run|iter_max|replicates)) (?:\$r|N)\b", r"\1 1", flags))
     if script.startswith("run_"):
@@ -64,7 +67,7 @@ def test_documents_ask_for_numbers():
     assert FILL["filled"]("a <!--= 1 + 1 -->3<!--/--> b") == "a <!--= 1 + 1 -->2<!--/--> b"
 
 
-@pytest.mark.parametrize("name", ["results.json", "results-earlier.json"])
+@pytest.mark.parametrize("name", ["results.json", "results-earlier.json", "results-extending.json"])
 def test_stored_means_and_errors_are_of_the_stored_values(name):
     for configuration in json.loads((ROOT / "docs" / name).read_text())["configurations"]:
         n = len(configuration["runs"])
@@ -81,46 +84,98 @@ def test_links_lead_somewhere():
             assert target.startswith("https://") or (path.parent / target).is_file(), target
 
 
-# The VampPrior of docs/vampprior.md
+# The examples of docs/extending.md
 
 
 @pytest.fixture
-def vampprior(tmp_path):
-    """The code with the two files of docs/vampprior.md in it. Returns its folder."""
-    blocks = re.findall(r"^`([\w/]+\.py)`.*?```python\n(.*?)```", DOCUMENTS["vampprior.md"], re.DOTALL | re.MULTILINE)
-    assert [name for name, _ in blocks] == ["codebase/models/vampvae.py", "run_vampvae.py"]
+def extended(tmp_path):
+    """The code with the examples in it. Returns its folder."""
+    assert list(EXAMPLES) == [
+        *("codebase/models/vampvae.py", "run_vampvae.py", "codebase/models/betavae.py", "run_betavae.py"),
+        *("run_convvae.py", "run_m1m2.py"),
+    ]
     shutil.copytree(ROOT / "codebase", tmp_path / "codebase", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, code in blocks:
+    shutil.copy(ROOT / "run_vae.py", tmp_path)
+    for name, code in EXAMPLES.items():
         (tmp_path / name).write_text(code)
     return tmp_path
 
 
-def test_the_vampprior_is_the_mixture_of_its_posteriors(vampprior):
-    """log p(z) is that of torch.distributions' mixture of q(z|u_k); samples are from it; the loss reaches u."""
-    spec = importlib.util.spec_from_file_location("vampvae", vampprior / "codebase" / "models" / "vampvae.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.VampVAE(z_dim=3, k=5).double()
+@pytest.fixture
+def example(extended, digits):
+    """example('run_convvae.py', ...) runs it for 30 steps on small digits. Returns what it printed."""
+
+    def call(name, *args):
+        command = [sys.executable, name, "--dataset", digits, "--iter_max", 30, "--batch_size", 50, "--device", "cpu"]
+        done = subprocess.run(
+            [*map(str, command), *map(str, args)],
+            cwd=extended,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(extended)},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return call
+
+
+def module(folder, name):
+    """A Python file of a folder, as a module."""
+    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), folder / f"{name}.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_the_vampprior_is_the_mixture_of_its_posteriors(extended):
+    """log p(z) is that of torch.distributions' mixture of q(z|u_k), and so is the KL; samples are from it; the loss
+    reaches u."""
+    model = module(extended, "codebase/models/vampvae").VampVAE(z_dim=3, k=5).double()
     m, v = model.posterior(model.u_pre.sigmoid())
     mixture = MixtureSameFamily(Categorical(torch.ones(5)), Independent(Normal(m, v.sqrt()), 1))
-    z = torch.randn(7, 3, dtype=torch.float64)
+    z, q = torch.randn(5, 3, dtype=torch.float64), Independent(Normal(m, v.sqrt()), 1)
     torch.testing.assert_close(model.log_prior(z), mixture.log_prob(z))
+    torch.testing.assert_close(model.kl(z, m, v), q.log_prob(z) - mixture.log_prob(z))
     torch.testing.assert_close(model.sample_z(200_000).mean(0), m.mean(0), atol=0.02, rtol=0)
     loss, _ = model.loss(torch.bernoulli(torch.full((4, 784), 0.3, dtype=torch.float64)))
     loss.backward()
     assert model.u_pre.grad.abs().sum() > 0
-    assert "z_pre" not in model.state_dict()
+    assert not any(name.startswith("z_prior") for name in model.state_dict())
 
 
-def test_the_vampprior_trains_and_is_evaluated(vampprior, digits):
-    command = [sys.executable, "run_vampvae.py", "--dataset", digits, "--iter_max", 30, "--k", 7, "--batch_size", 50]
-    done = subprocess.run(
-        [*map(str, command), "--replicates", "2", "--train", "2", "--iw_eval", "1,5"],
-        cwd=vampprior,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(vampprior)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "### vampvae" in done.stdout
-    assert "| runs | 2 |" in done.stdout
+def test_the_beta_vae_warms_up(extended):
+    """Its loss is rec + beta t / 2000 KL up to step 2,000, and rec + beta KL from there on."""
+    model = module(extended, "codebase/models/betavae").BetaVAE(beta=4)
+    x = torch.bernoulli(torch.full((4, 784), 0.3))
+    for step, beta in ((0, 0), (500, 1), (2000, 4), (3000, 4)):
+        model.step.fill_(step)
+        loss, curves = model.loss(x)
+        assert curves["train/beta"] == beta
+        torch.testing.assert_close(loss, curves["gen/rec"] + beta * curves["gen/kl_z"])
+
+
+def test_m2_is_of_real_vectors(extended):
+    """Its likelihood is a normal, of which the decoder gives mean and variance."""
+    model = module(extended, "run_m1m2").M2(1, 100, 4, classes=3, x_dim=5).double()
+    h, z, y = torch.randn(6, 5).double(), torch.randn(2, 6, 4).double(), torch.eye(3)[[0, 1, 2, 2, 1, 0]].double()
+    m, s = model.dec.net(torch.cat([z, y.expand(2, 6, 3)], -1)).chunk(2, -1)
+    oracle = Normal(m, torch.nn.functional.softplus(s).add(1e-8).sqrt())
+    torch.testing.assert_close(model.log_likelihood(h, z, y), oracle.log_prob(h).sum(-1))
+    torch.testing.assert_close(model.mean_x(z, y), m)
+    assert len(EXAMPLES["run_m1m2.py"].splitlines()) <= 80
+
+
+@pytest.mark.parametrize("name", ["vampvae", "betavae", "convvae"])
+def test_examples_train_and_are_evaluated(example, name):
+    small = ("--k", 7) if name == "vampvae" else ()
+    out = example(f"run_{name}.py", "--replicates", 2, "--train", 2, "--iw_eval", "1,5", *small)
+    assert f"### {name}" in out
+    assert "| runs | 2 |" in out
+    assert "| test NELBO | " in out
+
+
+def test_m1_then_m2(example, extended):
+    example("run_vae.py", "--z", 50)
+    assert "Test set classification accuracy: " in example("run_m1m2.py", "--z", 3)
+    assert list(extended.glob("logs/model=m1m2_gw=1_cw=100_z=3_data=*/samples.png"))
