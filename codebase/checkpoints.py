@@ -229,9 +229,10 @@ def load_weights(model, path):
 
 def fitting(model, weights, path):
     """The weights, read from a file, as the model takes them. Raises InputError where they do not fit it."""
-    if not isinstance(weights, dict) or not all(is_plain(value) for value in weights.values()):
-        raise InputError(f"{path} holds no state_dict: names and tensors were expected.")
     own = model.state_dict()
+    counters = {key for key, value in own.items() if value.dtype == torch.int64}  # such as that of BatchNorm
+    if not isinstance(weights, dict) or not all(is_plain(value, key in counters) for key, value in weights.items()):
+        raise InputError(f"{path} holds no state_dict: names and tensors were expected.")
     weights = {key: value for key, value in weights.items() if key in own or key not in SKIPPED}
     wrong = [f"{key} is missing" for key in own if key not in weights]
     wrong += [f"{key} is unexpected" for key in weights if key not in own]
@@ -246,11 +247,13 @@ def fitting(model, weights, path):
     return weights
 
 
-def is_plain(value):
-    """Is it a tensor of numbers, stored one by one? (Whole ones are counters, such as that of BatchNorm.)"""
+def is_plain(value, counter=False):
+    """Is it a tensor of floating-point numbers, stored one by one? A counter may have whole numbers."""
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
         return False
-    return value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+    return value.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64) or (
+        counter and value.dtype == torch.int64
+    )
 
 
 def newest_whole(folder, model):

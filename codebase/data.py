@@ -367,7 +367,7 @@ def labelled_subset(data, n, seed):
     each, rest = divmod(n, data.classes)
     if rest or n == 0:
         raise InputError(
-            f"--labels {n} is not a multiple of the {data.classes} classes: each needs as many labelled images."
+            f"--labels {n} is not a multiple of {data.classes}: each class needs the same number of labelled images."
         )
     few = min(range(data.classes), key=lambda c: len(members[c]))
     if len(members[few]) < each:

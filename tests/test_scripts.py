@@ -447,7 +447,7 @@ def test_complaints_of_the_fsvae(fsvae, tmp_path, args, complaint):
         (("--cw", "inf"), "--cw: 'inf' is not a number from 0 to"),
         (("--cw", "much"), "--cw: 'much' is not a number from 0 to"),
         (("--gw", 0, "--cw", 0), "--gw 0 --cw 0 leave nothing to train"),
-        (("--labels", 15), "--labels 15 is not a multiple of the 10 classes"),
+        (("--labels", 15), "--labels 15 is not a multiple of 10: each class"),
         (("--labels", 310), "but class 0 has 30"),
         (("--iw", 5), "unrecognized arguments: --iw"),
         (("--train", 0, "--checkpoint", "x.pt", "--replicates", 2), "it has no --replicates"),
