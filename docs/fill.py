@@ -7,7 +7,8 @@ A document asks with a comment that is not shown, <!--= expression -->; what sta
 the expression's value, written by this and never typed. The expressions are Python, of the functions below. Their
 arguments are names of configurations and numbers in docs/results.json, such as "vae_z=10" and "test nelbo"; those that
 begin with "earlier:" are in docs/results-earlier.json, of runs of which only the tables were kept, and those that begin
-with "extending:" in docs/results-extending.json, of the examples of docs/extending.md.
+with "extending:" in docs/results-extending.json, of the examples of docs/extending.md. Where a file has a configuration
+at several steps, the step is part of the name, as in "vae_z=10 step=5000".
 """
 
 import json
@@ -57,8 +58,12 @@ def stored():
     found = {}
     files = {"": "results.json", "earlier:": "results-earlier.json", "extending:": "results-extending.json"}
     for prefix, name in files.items():
-        for configuration in json.loads((ROOT / "docs" / name).read_text())["configurations"]:
+        configurations = json.loads((ROOT / "docs" / name).read_text())["configurations"]
+        names = [configuration["configuration"] for configuration in configurations]
+        for configuration in configurations:
             key = prefix + configuration["configuration"]
+            if names.count(configuration["configuration"]) > 1:
+                key += f" step={configuration['step']}"
             if key in found:
                 raise SystemExit(f"fill.py: error: docs/{name} has several configurations called {key}.")
             found[key] = configuration
