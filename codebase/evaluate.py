@@ -18,7 +18,7 @@ from codebase.data import scaled
 from codebase.utils import log_mean_exp
 
 IMAGES = 100  # images in a chunk, at most, where there are several samples of each
-ROWS = 2000  # images x samples in a chunk, with up to 784 pixels and 10 labels to sum over: this bounds the memory
+ROWS = 2000  # images in a chunk, or images x samples x labels where there are several samples: this bounds the memory
 ELBO_SAMPLES = 10  # draws of z for each image, averaged; they leave little but the spread between images
 
 
@@ -68,7 +68,7 @@ def chunks(split, size):
 
 
 def rows(x, labels=1):
-    """Images x samples in a chunk: ROWS, or fewer where images x (N, X) are large or sums over labels are long."""
+    """ROWS, or fewer if images x (N, X) have more than 784 pixels, or sums run over more than 10 labels."""
     return max(1, ROWS * 784 // max(784, x.shape[1]) * 10 // max(10, labels))
 
 
@@ -94,15 +94,15 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
     a larger m never has the looser bound. Memory is bounded by ROWS, except for the log-weights of IMAGES images: 4
     bytes a sample.
     """
-    largest, limit = max(ms), rows(split[0], model.labels_per_image)
+    largest, labels = max(ms), model.labels_per_image
     bounds, ess = {m: [] for m in ms}, []
     with (
         evaluating(model),
         tqdm(total=len(split[0]), desc=f"IWAE-{largest}", unit="image", delay=2, leave=False) as bar,
     ):
-        for x, *y in chunks(split, min(IMAGES, limit)):
+        for x, *y in chunks(split, min(IMAGES, rows(split[0], labels))):
             log_w = x.new_empty(largest, len(x))  # (M, B), filled in place: small pieces would fragment the heap
-            for part in log_w.split(max(1, limit // len(x))):
+            for part in log_w.split(max(1, rows(x) // (len(x) * labels))):
                 part.copy_(model.log_weights(x, len(part), *y)[0])
             for m in ms:
                 groups = log_w[: largest // m * m].unflatten(0, (-1, m))  # (M // m, m, B)

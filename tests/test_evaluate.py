@@ -75,7 +75,7 @@ def test_bounds_and_effective_sample_size_from_their_definitions(monkeypatch):
 
 
 def test_with_labels_summed_over_iwae_is_exact_at_the_true_posterior():
-    """Whatever the chunks: 130 images make chunks of 100 and 30; 77 samples of 100 images come 20 at a time."""
+    """Whatever the chunks: 130 images make chunks of 100 and 30; with three labels, 77 samples come six at a time."""
     model = LabelledLinearGaussian()
     x = model.draw(130)
     bounds, ess = evaluate.iwae(model, (x,), (1, 10, 77))
