@@ -41,7 +41,7 @@ def main(flags):
         flags.split = None  # there is none, in the name as in the results
         flags.off_default.discard("split")
     run = open_run("fsvae", flags, images, own=("z", "split"), usual_data="svhn")
-    splits = data.labelled_test_splits(images, run.device)
+    splits = data.labelled_splits(images, run.device)
 
     # Model.
     torch.manual_seed(flags.seed)
@@ -50,7 +50,7 @@ def main(flags):
     # Train or load, then report.
     x, y = images.x_train.to(run.device), images.y_train.to(run.device)
     batches = partial(data.labelled_batches, x, y, images.classes, flags.batch_size, flags.seed)
-    train_or_load(run, model, batches, partial(draw, run, model, *splits["subset"]))
+    train_or_load(run, model, batches, partial(draw, run, model, *splits["subset"]), splits)
     report(run, model, splits, bits=True)
     report_content(run, model, content.judge(images, run.device))
     return run

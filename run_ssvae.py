@@ -38,6 +38,7 @@ def main(flags):
         flags.off_default.discard("labels")
     labelled = data.labelled_subset(images, flags.labels, flags.seed)
     run = open_run(f"ssvae_gw={flags.gw:0>3}_cw={flags.cw:0>3}", flags, images, own=("z", "labels"))
+    splits = data.binary_splits(images, run.device) if flags.gw else {}
     x_test, y_test = images.x_test.to(run.device), images.y_test.to(run.device)
 
     # Model.
@@ -48,8 +49,8 @@ def main(flags):
     x, x_labelled = images.x_train.to(run.device), images.x_train[labelled].to(run.device)
     y_labelled = data.one_hot(images.y_train[labelled], images.classes).to(run.device)
     batches = partial(data.semi_supervised_batches, x, x_labelled, y_labelled, flags.batch_size, flags.seed)
-    train_or_load(run, model, batches, partial(draw, run, model, x_test, y_test))
-    report(run, model, data.binary_test_splits(images, run.device) if flags.gw else {})
+    train_or_load(run, model, batches, partial(draw, run, model, x_test, y_test), splits)
+    report(run, model, splits)
     report_accuracy(run, model, x_test, y_test)
     return run
 

@@ -28,7 +28,7 @@ def main(flags):
     # Data, run.
     images = data.load(flags.dataset, flags.data_dir)
     run = open_run(f"vae_z={flags.z}", flags, images)
-    splits = data.binary_test_splits(images, run.device)
+    splits = data.binary_splits(images, run.device)
 
     # Model.
     torch.manual_seed(flags.seed)
@@ -36,7 +36,7 @@ def main(flags):
 
     # Train or load, then report.
     batches = partial(data.binary_batches, images.x_train.to(run.device), flags.batch_size, flags.seed)
-    train_or_load(run, model, batches, partial(draw_samples, run, model, *splits["subset"]))
+    train_or_load(run, model, batches, partial(draw_samples, run, model, *splits["subset"]), splits)
     report(run, model, splits)
     return run
 

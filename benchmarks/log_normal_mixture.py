@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from codebase.models.gmvae import GMVAE
-from codebase.train import adam
+from codebase.train import Adam
 from codebase.utils import LOG_2PI, log_mean_exp, log_normal, log_normal_mixture
 
 
@@ -59,7 +59,7 @@ def main():
         print(line)
 
     model = GMVAE()
-    optimizer = adam(model, 1e-3)
+    optimizer = Adam(model.parameters(), 1e-3)
     x = torch.randint(0, 2, (100, 784)).float()
 
     def step():

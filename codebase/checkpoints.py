@@ -324,11 +324,10 @@ def restore(path, model, optimizer, flags):
         if other:
             raise InputError(f"{path} is of a run that began with other flags: {', '.join(other)}.")
         weights = fitting(model, state["weights"], path)
-        moments = fitting_moments(optimizer, state["optimizer"]["state"], step)
+        of_optimizer = fitting_optimizer(optimizer, state["optimizer"])
         restore_random_state(state["random"])
         model.load_state_dict(weights)
-        # The rates and the like are those of the flags.
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(of_optimizer)
     except InputError:
         raise
     except Exception as error:  # as in `read`: the file may hold anything
@@ -336,20 +335,33 @@ def restore(path, model, optimizer, flags):
     return step, seconds
 
 
-def fitting_moments(optimizer, moments, step):
-    """Adam's state by the parameter's position, as it was read from a file. ValueError where it is not of this model.
+def fitting_optimizer(optimizer, saved):
+    """The optimizer's state, read from a file, as it takes it. Raises ValueError where it does not fit the parameters.
 
-    A parameter that the loss does not depend on has none.
+    Options of the optimizer are those of now, by the flags; of them the tensors alone, which change, are the file's.
     """
-    parameters = optimizer.param_groups[0]["params"]
-    for i, moment in moments.items():
-        if i not in range(len(parameters)):
-            raise ValueError(f"there is no parameter {i}")
-        shapes = {"step": torch.Size(), "exp_avg": parameters[i].shape, "exp_avg_sq": parameters[i].shape}
-        if not all(map(is_plain, moment.values())) or {key: value.shape for key, value in moment.items()} != shapes:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = optimizer.state_dict()
+    if own["state"] and own["state"].keys() != saved["state"].keys():  # otherwise it is made in the first step
+        raise ValueError("it has the optimizer's state of other parameters")
+    for i, values in saved["state"].items():
+        if i not in range(len(parameters)) or values.keys() != own["state"].get(i, values).keys():
             raise ValueError(f"the optimizer's state of parameter {i} does not fit")
-        if moment["step"] != step or not all(value.isfinite().all() for value in moment.values()):
-            raise ValueError(f"the optimizer's state of parameter {i} is not that of step {step:,}")
-    if step > 0 and not moments:
-        raise ValueError("the optimizer has no state")
-    return moments
+        for key, value in values.items():
+            known = own["state"].get(i)
+            if known is None and not isinstance(value, torch.Tensor):
+                continue  # a count, or None
+            if not fits(value, known[key] if known else value):
+                raise ValueError(f"the optimizer's {key} of parameter {i} does not fit")
+    groups = []
+    for group, values in zip(own["param_groups"], saved["param_groups"], strict=True):
+        changing = {key: value for key, value in group.items() if isinstance(value, torch.Tensor)}
+        if not all(fits(values[key], value) for key, value in changing.items()):
+            raise ValueError("the optimizer's options do not fit")
+        groups.append(group | {key: values[key].to(value) for key, value in changing.items()})
+    return {"state": saved["state"], "param_groups": groups}
+
+
+def fits(value, like):
+    """Is it a tensor of finite floating-point numbers, of the same shape as another?"""
+    return is_plain(value) and value.shape == like.shape and bool(value.isfinite().all())

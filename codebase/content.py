@@ -9,7 +9,7 @@ from torch import nn
 
 from codebase import InputError, checkpoints, evaluate
 from codebase.data import labelled_batches, one_hot
-from codebase.train import adam, train
+from codebase.train import Adam, train
 
 STEPS = 2000  # of the classifier's training, with batches of 100
 GENERATED = 200  # images of each class
@@ -62,7 +62,7 @@ def judge(data, device):
         train(
             classifier,
             labelled_batches(x, y, data.classes, min(100, len(x)), seed=0),
-            adam(classifier, 1e-3),
+            Adam(classifier.parameters()),
             iter_max=STEPS,
             iter_save=STEPS,
             save=lambda step: None,

@@ -462,14 +462,23 @@ def one_hot(y, classes):
     return torch.nn.functional.one_hot(y, classes).float()
 
 
-def binary_test_splits(data, device):
-    """The test images that bounds are reported on, binarised once: {'subset': (x,), 'test': (x,)}, x float32."""
-    splits = {"subset": data.x_test[test_subset(data)], "test": data.x_test}
-    return {name: (binarise_once(x).float().to(device),) for name, x in splits.items()}
+def binary_splits(data, device):
+    """Images that bounds are evaluated on, binarised once: {'subset': (x,), 'test': (x,), 'train': (x,)}, x float32.
+
+    subset: the test images of test_subset; test: all of them; train: as many training images as in the subset.
+    """
+    return {name: (binarise_once(x).float().to(device),) for name, (x, _) in evaluated(data).items()}
 
 
-def labelled_test_splits(data, device):
-    """The test images that bounds are reported on: {'subset': (x, y), 'test': (x, y)}, x uint8, y one-hot rows."""
+def labelled_splits(data, device):
+    """The same with labels: {'subset': (x, y), 'test': (x, y), 'train': (x, y)}, x uint8, y one-hot rows."""
+    splits = evaluated(data).items()
+    return {name: (x.to(device), one_hot(y, data.classes).to(device)) for name, (x, y) in splits}
+
+
+def evaluated(data):
+    """The images of the splits, and their labels if there are any: {name: (x, y)}."""
     subset = test_subset(data)
-    splits = {"subset": (data.x_test[subset], data.y_test[subset]), "test": (data.x_test, data.y_test)}
-    return {name: (x.to(device), one_hot(y, data.classes).to(device)) for name, (x, y) in splits.items()}
+    parts = {"subset": (data.x_test, data.y_test, subset), "test": (data.x_test, data.y_test, slice(None))}
+    parts["train"] = data.x_train, data.y_train, slice(len(subset))
+    return {name: (x[rows], None if y is None else y[rows]) for name, (x, y, rows) in parts.items()}

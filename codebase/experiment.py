@@ -19,7 +19,7 @@ from codebase.curves import Curves
 from codebase.data import Data
 from codebase.flags import FREE, parse_flags, replicates
 from codebase.results import circumstances, finished, recorded, write_results
-from codebase.train import adam, plain_update, train
+from codebase.train import Adam, learning_rate, train, training_step
 
 
 def choose_device(wanted):
@@ -70,6 +70,8 @@ def run_name(model, flags, data, own, usual_data):
         parts.append(f"batch={flags.batch_size}")
     if "lr" in flags.off_default:
         parts.append(f"lr={flags.lr!r}")
+    if "lr_schedule" in flags.off_default:
+        parts.append(f"schedule={flags.lr_schedule}")
     if "precision" in flags.off_default:
         parts.append(f"precision={flags.precision}")
     if flags.seed != flags.run:
@@ -146,14 +148,17 @@ def draw_styles(run, model, writer, step):
     return y
 
 
+WATCHED = {"eval/nelbo_test": "subset", "eval/nelbo_train": "train"}  # curves of over-fitting, and their splits
+
 KEPT = contextlib.ExitStack()  # what a run holds until its report is written, too: its lock
 
 
-def train_or_load(run, model, batches, draw):
+def train_or_load(run, model, batches, draw, splits=None):
     """Give the model its weights: train it as the flags say, or load them (--train 0). Saves, logs, draws on the way.
 
     batches: start -> the training batches from that step on, endless; draw: (writer, step) -> None, draws the pictures,
-    called at every checkpoint and, with no writer, after loading.
+    called at every checkpoint and, with no writer, after loading. splits: as data.binary_splits gives them; at every
+    checkpoint the negative ELBO of the test subset and of the training images among them is logged.
     """
     if run.flags.train == 0:
         load(run, model)
@@ -167,12 +172,12 @@ def train_or_load(run, model, batches, draw):
     if akin:
         raise InputError(f"there is no {run.checkpoints} to resume; {akin}. Without --resume 1 a new run begins.")
     KEPT.enter_context(checkpoints.locked(run.checkpoints))
-    train_run(run, model, batches, draw)
+    train_run(run, model, batches, draw, splits or {})
 
 
-def train_run(run, model, batches, draw):
+def train_run(run, model, batches, draw, splits):
     """Train the model as the flags say, in folders that are this process's alone."""
-    optimizer = adam(model, run.flags.lr)
+    optimizer = Adam(model.parameters(), run.flags.lr)
     start, earlier = begin(run, model, optimizer)
     before = recorded(run, start)
     began = time.monotonic()
@@ -182,8 +187,12 @@ def train_run(run, model, batches, draw):
             writer.add_text("flags", "\n".join(f"    {k} = {v}" for k, v in run.record["flags"].items()), 0)
 
         def save(step):
+            check(step)
             with evaluate.evaluating(model):
                 draw(writer, step)
+            for tag, name in WATCHED.items():
+                if name in splits:
+                    writer.add_scalar(tag, evaluate.elbo(model, splits[name])["nelbo"].mean, step)
             writer.flush()  # before the checkpoint: what is logged up to it will not be logged again
             seconds = earlier + time.monotonic() - began
             checkpoints.save(run.checkpoints, step, model, optimizer, experiment(run.flags, run.data), seconds)
@@ -199,12 +208,13 @@ def train_run(run, model, batches, draw):
         casting = precision.cast_back(model) if in_bfloat16 else contextlib.nullcontext()
         try:
             with asked_to_stop() as signals, precision.products(setting), casting:
-                update, stream = choose_update(run, model, optimizer, batches(start), start, in_bfloat16)
+                update, stream, check = choose_update(run, model, optimizer, batches(start), start, in_bfloat16)
                 step, seconds = train(
                     model,
                     stream,
                     optimizer,
                     update=update,
+                    rate=learning_rate(run.flags.lr, run.flags.lr_schedule, run.flags.iter_max),
                     start=start,
                     iter_max=run.flags.iter_max,
                     iter_save=run.flags.iter_save,
@@ -230,20 +240,20 @@ def train_run(run, model, batches, draw):
 
 
 def choose_update(run, model, optimizer, batches, start, in_bfloat16):
-    """The update to train by, as the flags say, and the batches as they were. Says where it is not the plain one.
+    """The update to train by, as the flags say; the batches as they were; and check(step), to be called before saving.
 
-    By --iter_max, not by the steps that are left: a run that was interrupted goes on as it would have gone on.
+    Says if it is not the plain update. It goes by --iter_max, not by the steps that are left, for a resumed run to do
+    what it would have done. check(step) raises InputError if the update no longer does what training_step does.
     """
-    flags = run.flags
-    update = partial(plain_update, model, optimizer, bfloat16=in_bfloat16)
-    wanted = flags.fast == "1" or (flags.fast == "auto" and fast.pays(run.device, flags.iter_max))
-    if wanted and start < flags.iter_max:
-        say("update       being compiled, or recorded as a CUDA graph; --fast 0 does without")
-        first = next(batches)
-        update, how = fast.faster(update, model, optimizer, first, in_bfloat16)
-        batches = itertools.chain([first], batches)
-        say(f"update       {how}")
-    return update, batches
+    plain = partial(training_step, model, optimizer, bfloat16=in_bfloat16)
+    wanted = run.flags.fast == "1" or (run.flags.fast == "auto" and fast.pays(run.device, run.flags.iter_max))
+    if not wanted or start >= run.flags.iter_max:
+        return plain, batches, lambda step: None
+    say("update       being compiled, or recorded as a CUDA graph; --fast 0 does without")
+    first = next(batches)
+    update, how = fast.faster(plain, first)
+    say(f"update       {how}")
+    return update, itertools.chain([first], batches), partial(fast.check, update, plain, first)
 
 
 def begin(run, model, optimizer):
@@ -282,8 +292,9 @@ def begin(run, model, optimizer):
 
 
 def experiment(flags, data):
-    """What decides which weights a run has: its flags but for FREE ones, and the name of its data set."""
-    return {name: value for name, value in vars(flags).items() if name not in FREE} | {"dataset": data.name}
+    """What decides which weights a run has: its flags except the FREE ones, and the name of its data set."""
+    free = FREE - {"iter_max"} if flags.lr_schedule == "cosine" else FREE
+    return {name: value for name, value in vars(flags).items() if name not in free} | {"dataset": data.name}
 
 
 def of_other_flags(run):

@@ -1,16 +1,17 @@
-"""Faster ways to do what train.plain_update does: the same losses from the same seed, up to the rounding of float32.
+"""The training step made faster by transformation: compiled on a CPU, recorded as a CUDA graph on a GPU.
 
-On a CPU the step of a small model is spent on moving numbers between dozens of operations: torch.compile makes of the
-loss, its gradient and Adam one function. On CUDA it is spent on launching them: a CUDA graph launches all at once.
-Nothing here is needed to understand the training; train.plain_update is its definition.
+On a CPU the step of a small model is spent on moving numbers between dozens of operations: torch.compile makes one
+function of them. On CUDA it is spent on launching them: a CUDA graph launches all at once. Both are made from
+train.training_step itself, so that what is edited there is what runs.
 """
 
+import functools
 import logging
 import time
 
 import torch
-from torch import nn
 
+from codebase import InputError
 from codebase.checkpoints import random_state, restore_random_state
 
 STEPS = 10_000  # on a CPU the compiler takes as long as it saves in about this many steps
@@ -21,35 +22,61 @@ def pays(device, steps):
     return device.type == "cuda" or (device.type == "cpu" and steps >= STEPS)
 
 
-def faster(update, model, optimizer, batch, bfloat16):
-    """A faster update(batch) of the model, or `update` itself, and in words which. The model stays as it is.
+def faster(update, batch):
+    """A faster update(batch), or `update` itself, and in words which. Model and optimizer stay as they are.
 
-    It is tried first, against `update`, on two steps from here. What fails, as where there is no compiler, or computes
-    something else, is not taken. batch: of the shape of all batches to come; bfloat16: as in train.plain_update.
+    update: partial(training_step, model, optimizer, ...), which the faster one is made from and compared with, on two
+    steps from here. If it cannot be made, as where there is no compiler, or computes something else, it is not taken.
+    batch: of the shape of all batches to come.
     """
-    began = time.monotonic()
-    cuda = batch[0].is_cuda
+    began, cuda = time.monotonic(), batch[0].is_cuda
+    ways = {"a CUDA graph": graphed} if cuda else {"compiled": compiled, "its loss compiled": loss_compiled}
+    with torch.cuda.stream(torch.cuda.Stream() if cuda else None):  # a graph needs it to have run on another stream
+        expected = trial(update, batch)
+    reasons = []
+    for how, make in ways.items():
+        try:
+            quick = make(update, batch)
+            compare(trial(quick, batch, of=update), expected)
+        except Exception as error:  # compilers and drivers fail in a hundred ways, and none is needed
+            reasons.append(f"{type(error).__name__}: {error}".strip().split("\n")[0])
+        else:
+            why = f"; not all of it ({reasons[0]})" if reasons else ""
+            return quick, f"{how}, ready after {time.monotonic() - began:.0f} s{why}"
+    return update, f"the plain one, as the faster one fails ({reasons[-1]})"
+
+
+def check(quick, update, batch, step):
+    """InputError if the faster update no longer does what `update` does, two steps on from where training is."""
+    if quick is update:
+        return
     try:
-        with torch.cuda.stream(torch.cuda.Stream() if cuda else None):  # a graph needs it to have run on another stream
-            expected = rehearsal(update, model, optimizer, batch)  # makes Adam's state, which the faster one works on
-        quick = graphed(update, batch) if cuda else compiled(model, optimizer, bfloat16)
-        found = rehearsal(quick, model, optimizer, batch)
-        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
-            raise ArithmeticError(f"its losses are {found.tolist()} instead of {expected.tolist()}")
-    except Exception as error:  # compilers and drivers fail in a hundred ways, and none is needed
-        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
-        return update, f"the plain one, as the faster one fails ({reason})"
-    how = "a CUDA graph" if cuda else "compiled"
-    return quick, f"{how}, ready after {time.monotonic() - began:.0f} s"
+        compare(trial(quick, batch, of=update), trial(update, batch))
+    except ArithmeticError as error:
+        raise InputError(
+            f"after step {step:,} the faster update differs from training_step: {error}. Does a Python number in the "
+            "model or the step change during training? Make it a tensor (model.step is one), or use --fast 0."
+        ) from error
 
 
-def rehearsal(update, model, optimizer, batch):
-    """The losses of two updates, (2,), on the CPU. The updates, and the random numbers that they drew, are undone."""
+def compare(found, expected):
+    """ArithmeticError if losses differ by more than rounding."""
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-2):
+        raise ArithmeticError(f"its losses are {found.tolist()} instead of {expected.tolist()}")
+
+
+def trial(update, batch, of=None):
+    """The losses of two updates, (2,), on the CPU. The updates, and the random numbers that they drew, are undone.
+
+    of: partial(training_step, model, optimizer, ...), if `update` is not that itself.
+    """
+    model, optimizer = (of or update).args
     synchronize = torch.cuda.synchronize if batch[0].is_cuda else lambda: None  # whatever streams they are on
     synchronize()
     tensors = [*model.parameters(), *model.buffers()]
-    before = [t.detach().clone() for t in tensors]
-    moments = [{key: value.clone() for key, value in optimizer.state.get(p, {}).items()} for p in model.parameters()]
+    for each in [*optimizer.state.values(), *optimizer.param_groups]:
+        tensors += [value for value in each.values() if isinstance(value, torch.Tensor)]
+    before, with_state = [tensor.detach().clone() for tensor in tensors], set(optimizer.state)
     random = random_state()
     try:
         return torch.stack([update(batch)["train/loss"] for _ in range(2)]).cpu()
@@ -58,64 +85,45 @@ def rehearsal(update, model, optimizer, batch):
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
-            for p, moment in zip(model.parameters(), moments, strict=True):
-                for key, value in optimizer.state.get(p, {}).items():
-                    value.copy_(moment[key]) if moment else value.zero_()  # Adam begins with zeros
+        for p in set(optimizer.state) - with_state:  # of an optimizer that makes its state in its first step
+            del optimizer.state[p]
         synchronize()
 
 
-class Loss(nn.Module):
-    """A model whose forward is its loss."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *batch):
-        return self.model.loss(*batch)
+def compiled(update, batch):
+    """`update`, compiled to one function: loss, gradient, and the optimizer's step."""
+    torch._dynamo.config.trace_autograd_ops = True  # loss.backward() is compiled, too; an error where PyTorch is older
+    step = torch_compile(update.func)
+    return functools.partial(step, *update.args, **update.keywords)
 
 
-def compiled(model, optimizer, bfloat16):
-    """update(batch): loss, gradient and Adam as one compiled function, in place on the model's and optimizer's tensors.
+def loss_compiled(update, batch):
+    """`update`, in which model.loss is compiled. For steps that the compiler cannot take whole."""
+    model = update.args[0]
+    loss = torch_compile(model.loss)
 
-    Parameters without a state in the optimizer, on which the loss does not depend, are left out.
-    """
-    loss_of = Loss(model)
-    trained = {name: p for name, p in loss_of.named_parameters() if p in optimizer.state}
-    states = [optimizer.state[p] for p in trained.values()]
-    parameters = [p.detach() for p in trained.values()]
-    first, second, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
-    group = optimizer.param_groups[0]
-    lr, eps, (beta1, beta2) = group["lr"], group["eps"], group["betas"]
+    def quick(batch):
+        model.loss = loss
+        try:
+            return update(batch)
+        finally:
+            del model.loss  # the method of its class again
 
-    def loss(parameters, batch):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            return torch.func.functional_call(loss_of, dict(zip(trained, parameters, strict=True)), batch)
+    return quick
 
-    @torch.compile(fullgraph=True, dynamic=False, options={"fallback_random": True})  # PyTorch's own random numbers
-    def step(parameters, first, second, rate, scale, batch):
-        gradients, (value, summaries) = torch.func.grad_and_value(loss, has_aux=True)(parameters, batch)
-        for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
-            m.lerp_(g, 1 - beta1)  # m = beta1 m + (1 - beta1) g
-            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-            p.sub_(rate * m / (v.sqrt() * scale + eps))
-        return {"train/loss": value} | summaries
 
-    def update(batch):
-        with torch.no_grad():
-            torch._foreach_add_(steps, 1)
-            t = steps[0].item()
-            # Adam's corrections of m and v, which begin at 0; computed here, or they would be for every weight.
-            rate, scale = torch.tensor(lr / (1 - beta1**t)), torch.tensor((1 - beta2**t) ** -0.5)
-            return step(parameters, first, second, rate, scale, batch)
-
+def torch_compile(function):
     torch.compiler.reset()  # of a model before this one, whose function it would take for the same
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # its remarks on CUDA, on a CPU
-    return update
+    logging.getLogger("torch._dynamo.variables.ctx_manager").setLevel(logging.ERROR)  # and on the profiler
+    return torch.compile(function, fullgraph=True, options={"fallback_random": True})  # PyTorch's own random numbers
 
 
 def graphed(update, batch):
-    """update(batch): `update`, recorded as a CUDA graph. What it is given is copied to where the graph reads it."""
+    """`update`, recorded as a CUDA graph. What it is given is copied to where the graph reads it."""
+    optimizer = update.args[1]
+    if not optimizer.state:
+        raise RuntimeError(f"{type(optimizer).__name__} makes its state in its first step, too late to be recorded")
     inputs = tuple(tensor.clone() for tensor in batch)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):  # records, and computes nothing

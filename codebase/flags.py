@@ -63,6 +63,18 @@ def sample_counts(text):
     return sorted({int(count) for count in counts})
 
 
+def schedule(text):
+    """A flag's type: constant, cosine, or whole numbers above 0, comma-separated. Returns the text, sorted."""
+    if text in ("constant", "cosine"):
+        return text
+    steps = text.split(",")
+    if not all(step.strip().isdecimal() and 1 <= int(step) <= 2**62 for step in steps):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of constant, cosine, and a list of steps such as 8000,16000"
+        )
+    return ",".join(map(str, sorted({int(step) for step in steps})))
+
+
 def precision(default):
     """The flag --precision, for a script whose default it is."""
     what = "of matrix products in training: highest, high or medium (codebase/precision.py); evaluation is in float32"
@@ -92,6 +104,12 @@ SHARED_FLAGS = [  # name, default, type or choices, what it is
     ("device", "auto", ("auto", "cpu", "cuda", "mps"), "auto, cpu, cuda or mps"),
     ("batch_size", 100, size, "images in a training step"),
     ("lr", 1e-3, positive, "learning rate of Adam"),
+    (
+        "lr_schedule",
+        "constant",
+        schedule,
+        "constant, cosine (to 0 at --iter_max), or steps at which it is divided by 10: 8000,16000",
+    ),
     precision("medium"),
     (
         "fast",

@@ -74,7 +74,7 @@ def write_results(run):
 
 
 def report(run, model, splits, bits=False):
-    """Print the bounds on each split and write them to results.json. splits: {'subset' or 'test': (tensors)}.
+    """Print the bounds on the test images and write them to results.json. splits: as data.binary_splits gives them.
 
     The ELBO always; the IWAE bounds with --train 0 or 2, on the whole test set only with --full 1. bits: in bits per
     dimension, too, which are for densities of 8-bit values.
@@ -97,6 +97,8 @@ def report(run, model, splits, bits=False):
         binary = "" if bits else ", which are binarised once with a fixed seed"
         print(f"\nIn nats, each ± its standard error over the images{binary}.")
     for name, split in splits.items():
+        if name not in whose:
+            continue
         print(f"\n{run.data.name}, {whose[name]} ({len(split[0]):,} images)")
         results = run.record["results"].setdefault(name, {})
         terms = evaluate.elbo(model, split)

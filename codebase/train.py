@@ -29,24 +29,86 @@ class Lasting:
         return getattr(sys.stderr, name)
 
 
-def adam(model, lr):
-    """The homework's optimiser: Adam, no schedule. Fused: the same update, in one kernel for all tensors."""
-    parameters = list(model.parameters())
-    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=parameters[0].is_cuda)  # by a CUDA graph
+class Adam(torch.optim.Optimizer):
+    """Adam (Kingma and Ba 2015, algorithm 1); with a weight_decay, AdamW (Loshchilov and Hutter 2019, algorithm 2).
+
+        m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2,   g: the gradient, p.grad
+        p = p - lr weight_decay p
+        p = p - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps),   t: the steps so far, this one included
+
+    The same numbers as torch.optim.Adam, up to rounding. It is ours because torch.compile makes one function of it and
+    the gradient, and cannot with torch's. Any optimizer of torch.optim can be used in its place.
+    The learning rate is a tensor, param_groups[i]["lr"], to be changed in place.
+    """
+
+    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0):
+        super().__init__(parameters, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            # On a GPU if the parameters are there, for a CUDA graph to see them change.
+            device = "cuda" if group["params"][0].is_cuda else "cpu"
+            group["lr"], group["t"] = (torch.tensor(x, dtype=torch.float64, device=device) for x in (lr, 0))
+            for p in group["params"]:
+                self.state[p] = {key: torch.zeros_like(p, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
+
+    @torch.no_grad()
+    def step(self):
+        """One step for every parameter that has a gradient."""
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            lr, t = group["lr"], group["t"]
+            t.add_(1)
+            # exp(t log beta) is beta^t. The compiler computes an exp once, ahead of the loops over the weights; a power
+            # it would compute again for each weight.
+            rate = (lr / (1 - torch.exp(t * math.log(beta1)))).float()
+            scale = ((1 - torch.exp(t * math.log(beta2))) ** -0.5).float()
+            moved = [p for p in group["params"] if p.grad is not None]
+            # All at once on a GPU; one after the other on a CPU, whose cache holds one.
+            for p in [moved] if lr.is_cuda else [[each] for each in moved]:
+                g = [each.grad for each in p]
+                m, v = ([self.state[each][key] for each in p] for key in ("exp_avg", "exp_avg_sq"))
+                if group["weight_decay"]:
+                    torch._foreach_mul_(p, (1 - lr * group["weight_decay"]).float())
+                torch._foreach_lerp_(m, g, 1 - beta1)
+                torch._foreach_mul_(v, beta2)
+                for v_i, g_i in zip(v, g, strict=True):  # _foreach_addcmul_ rounds differently when compiled
+                    v_i.addcmul_(g_i, g_i, value=1 - beta2)
+                root = torch._foreach_sqrt(v)
+                torch._foreach_mul_(root, scale)
+                torch._foreach_add_(root, group["eps"])
+                change = torch._foreach_mul(m, rate)
+                torch._foreach_div_(change, root)
+                torch._foreach_sub_(p, change)
 
 
-def plain_update(model, optimizer, batch, bfloat16=False):
-    """One step of Adam on model.loss(*batch). Returns the loss and its terms, {tag: scalar}, on the device.
+def training_step(model, optimizer, batch, bfloat16=False):
+    """One training step: the loss, its gradient, a step of the optimizer. Returns {tag: scalar} for the curves.
 
-    bfloat16: round the factors of the networks' products to bfloat16, on a CPU; to be called inside
-    precision.cast_back(model).
+    This is the only definition of the step. codebase/fast.py compiles it, or records it as a CUDA graph. So what is
+    changed or added here (clipping, an average of the weights, ...) is what runs, in every case. A number that changes
+    during training should be a tensor, as model.step and param_groups[i]["lr"] are: a CUDA graph keeps the first value
+    of a Python number.
+    bfloat16: round the factors of the networks' products to bfloat16, on a CPU, inside precision.cast_back(model).
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        loss, summaries = model.loss(*batch)
-    optimizer.zero_grad(set_to_none=True)
+        loss, terms = model.loss(*batch)
+    model.zero_grad()
     loss.backward()
     optimizer.step()
-    return {"train/loss": loss.detach()} | {tag: term.detach() for tag, term in summaries.items()}
+    return {"train/loss": loss.detach()} | {tag: term.detach() for tag, term in terms.items()}
+
+
+def learning_rate(lr, schedule, iter_max):
+    """The learning rate as a function of t, the number of finished steps; None if it is constant.
+
+    schedule: 'constant'; 'cosine', lr (1 + cos(pi t / iter_max)) / 2; or steps such as '8000,16000', at each of which
+    it is divided by 10.
+    """
+    if schedule == "constant":
+        return None
+    if schedule == "cosine":
+        return lambda t: lr * (1 + math.cos(math.pi * t / iter_max)) / 2
+    steps = [int(step) for step in schedule.split(",")]
+    return lambda t: lr * 0.1 ** sum(step <= t for step in steps)
 
 
 def train(
@@ -54,7 +116,8 @@ def train(
     batches,  # endless iterator of tuples of tensors on the model's device, from step `start` on
     optimizer,
     *,
-    update=None,  # update(batch): plain_update(model, optimizer, batch), if None, or what codebase/fast.py makes of it
+    update=None,  # update(batch): training_step(model, optimizer, batch), if None, or what codebase/fast.py makes of it
+    rate=None,  # rate(t): the learning rate after t steps; None: as the optimizer has it
     start=0,  # steps already done
     iter_max,  # steps in all
     iter_save,  # steps between two checkpoints; the last step is always one
@@ -69,7 +132,7 @@ def train(
     A loss or weights that are not finite stop it with NonFiniteError before anything is saved of them.
     """
     model.train()
-    update = update or functools.partial(plain_update, model, optimizer)
+    update = update or functools.partial(training_step, model, optimizer)
     began = time.monotonic()
     step = start
     finished = dict(model.named_buffers()).get("step")
@@ -79,6 +142,8 @@ def train(
         for step in range(start + 1, iter_max + 1):
             if finished is not None:
                 finished.fill_(step - 1)
+            if rate is not None:
+                set_rate(optimizer, rate(step - 1))
             points.append(update(next(batches)))
 
             # Look at the loss, every LOG_EVERY steps; the only device syncs of the loop.
@@ -102,6 +167,15 @@ def train(
     return step, time.monotonic() - began
 
 
+def set_rate(optimizer, lr):
+    """Change the optimizer's learning rate; where it is a tensor in place, for a recorded step to see it."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
 def check_losses(points, step):
     """The values of the last point. NonFiniteError names the first step whose loss was not finite, and its terms.
 
@@ -121,12 +195,12 @@ def check_losses(points, step):
 
 
 def check_weights(model, optimizer, step):
-    """NonFiniteError names the first parameter that is not finite, or whose running moments in Adam are not.
+    """NonFiniteError names the first parameter that is not finite, or of which the optimizer's state is not.
 
-    An infinite second moment would leave the parameter where it is for good, with every loss finite.
+    An infinite second moment of Adam would leave the parameter where it is for good, with every loss finite.
     """
     for name, parameter in model.named_parameters():
-        state = optimizer.state.get(parameter, {})
-        for what, tensor in {name: parameter, **{f"Adam's {key} of {name}": state[key] for key in state}}.items():
-            if not tensor.isfinite().all():
+        state = {f"the optimizer's {key} of {name}": each for key, each in optimizer.state.get(parameter, {}).items()}
+        for what, tensor in {name: parameter, **state}.items():
+            if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
                 raise NonFiniteError(f"{what} is not finite after step {step}. The last checkpoint is kept.")

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections import OrderedDict
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from conftest import ROOT, Trap, same
 from codebase import InputError, checkpoints
 from codebase.models.gmvae import GMVAE
 from codebase.models.vae import VAE
-from codebase.train import adam
+from codebase.train import Adam
 
 FLAGS = {"z": 2, "lr": 1e-3}
 
@@ -24,7 +25,7 @@ FLAGS = {"z": 2, "lr": 1e-3}
 def saved(tmp_path):
     """A folder with weights said to be of steps 100, 20000 and 123456; model and optimiser after two updates."""
     model = VAE(z_dim=2)
-    optimizer = adam(model, 1e-3)
+    optimizer = Adam(model.parameters(), 1e-3)
     for _ in range(2):
         update(model, optimizer)
     for step in (20_000, 100, 123_456):
@@ -36,7 +37,7 @@ def saved(tmp_path):
 def begun(tmp_path):
     """A folder with training states of steps 1 and 2, the model and its optimiser after step 2."""
     model = VAE(z_dim=2)
-    optimizer = adam(model, 1e-3)
+    optimizer = Adam(model.parameters(), 1e-3)
     for step in (1, 2):
         update(model, optimizer)
         checkpoints.save(tmp_path, step, model, optimizer, FLAGS, 1.5 * step)
@@ -46,7 +47,7 @@ def begun(tmp_path):
 def resume(folder, flags=FLAGS, z_dim=2):
     """Resume a fresh model there: (step, seconds), the model, its optimiser."""
     model = VAE(z_dim)
-    optimizer = adam(model, flags["lr"])
+    optimizer = Adam(model.parameters(), flags["lr"])
     return checkpoints.resume(folder, model, optimizer, flags), model, optimizer
 
 
@@ -98,8 +99,27 @@ def test_resume_restores_step_optimiser_and_random_numbers(begun):
     assert (step, seconds) == (2, 3.0)
     assert equal(model, other)
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        for key in ("exp_avg", "exp_avg_sq", "step"):
+        for key in ("exp_avg", "exp_avg_sq"):
             assert optimizer.state[p][key].equal(other_optimizer.state[q][key])
+    torch.testing.assert_close(other_optimizer.param_groups[0]["t"], torch.tensor(2.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, partial(torch.optim.SGD, lr=0.1, momentum=0.9), torch.optim.Rprop])
+def test_the_state_of_any_optimizer_is_kept(make, tmp_path):
+    """Saved after two steps, resumed in a new one, and both go on alike; also where the state is made in a step."""
+    torch.manual_seed(0)
+    model = VAE(z_dim=2)
+    optimizer = make(model.parameters())
+    for step in (1, 2):
+        update(model, optimizer)
+        checkpoints.save(tmp_path, step, model, optimizer, FLAGS, 0.0)
+    other = VAE(z_dim=2)
+    other_optimizer = make(other.parameters())
+    assert checkpoints.resume(tmp_path, other, other_optimizer, FLAGS)[0] == 2
+    for each in ((model, optimizer), (other, other_optimizer)):
+        torch.manual_seed(3)
+        update(*each)
+    assert equal(model, other)
 
 
 def test_constants_of_other_editions_are_skipped(saved):
@@ -187,7 +207,12 @@ EDITS = [
     lambda state: entry(state, "exp_avg", None),
     lambda state: entry(state, "exp_avg", state["optimizer"]["state"][3]["exp_avg"].long()),
     lambda state: entry(state, "exp_avg_sq", state["optimizer"]["state"][3]["exp_avg_sq"] * torch.inf),
-    lambda state: entry(state, "step", torch.tensor(3.0)),
+    lambda state: state["optimizer"]["state"].__delitem__(3),
+    lambda state: state["optimizer"]["param_groups"].clear(),
+    lambda state: state["optimizer"]["param_groups"][0].__delitem__("t"),
+    lambda state: state["optimizer"]["param_groups"][0].update(t=7),
+    lambda state: state["optimizer"]["param_groups"][0].update(t=torch.tensor([2.0, 3.0])),
+    lambda state: state["optimizer"]["param_groups"][0].update(t=torch.tensor(torch.nan)),
     lambda state: entry(state, "more", torch.tensor(3.0)),
 ]
 

@@ -188,7 +188,7 @@ def test_real_mnist_and_its_subset(mnist_dir):
     assert x.sum().item() == 10257
     checksum = "e987bfcffd12fe0269806e1d7c819de46d3e7902b0d7d98dc7bd3c780ceab5d3"
     assert hashlib.sha256(x.numpy().tobytes()).hexdigest() == checksum
-    splits = data.binary_test_splits(mnist, "cpu")
+    splits = data.binary_splits(mnist, "cpu")
     assert splits["subset"][0].equal(x.float())
     assert splits["test"][0].shape == (10_000, 784)
 
@@ -533,11 +533,12 @@ def test_binarise_once_is_numpys_frozen_binomial():
 
 def test_the_splits_that_bounds_are_reported_on(digits):
     mine = data.load(str(digits), "")
-    splits = data.binary_test_splits(mine, "cpu")
+    splits = data.binary_splits(mine, "cpu")
     expected = data.binarise_once(mine.x_test[data.test_subset(mine)]).float()
-    assert list(splits) == ["subset", "test"]
+    assert list(splits) == ["subset", "test", "train"]
     assert splits["subset"][0].equal(expected)
     assert splits["test"][0].equal(data.binarise_once(mine.x_test).float())
+    assert splits["train"][0].equal(data.binarise_once(mine.x_train[: len(expected)]).float())
 
 
 def test_binarise_once_is_always_the_same():
@@ -650,9 +651,11 @@ def test_labelled_batches():
 
 def test_labelled_splits(colour_digits):
     mine = data.load(colour_digits)
-    splits = data.labelled_test_splits(mine, "cpu")
+    splits = data.labelled_splits(mine, "cpu")
     chosen = data.test_subset(mine)
     assert splits["subset"][0].equal(mine.x_test[chosen])
     assert splits["subset"][1].argmax(-1).equal(mine.y_test[chosen])
     assert splits["test"][0].equal(mine.x_test)
     assert splits["test"][1].shape == (120, 10)
+    assert splits["train"][0].equal(mine.x_train[: len(chosen)])
+    assert splits["train"][1].argmax(-1).equal(mine.y_train[: len(chosen)])

@@ -21,7 +21,7 @@ from codebase.experiment import run_name
 from codebase.flags import SHARED_FLAGS, parse_flags
 from codebase.models.vae import VAE
 from codebase.results import recorded
-from codebase.train import adam
+from codebase.train import Adam
 
 CASES = [2000, pytest.param(10_000, marks=pytest.mark.slow)]
 FEWER_CASES = [500, pytest.param(2500, marks=pytest.mark.slow)]  # of what is beside the readers of files and flags
@@ -241,7 +241,7 @@ def test_flags_of_any_kind(n):
 def begun(tmp_path):
     """A folder with a small model's weights, in PyTorch's format and in its old one, and its training state."""
     model = VAE(z_dim=1, x_dim=4, n_hidden=3)
-    optimizer = adam(model, 1e-3)
+    optimizer = Adam(model.parameters(), 1e-3)
     model.loss(torch.ones(2, 4))[0].backward()
     optimizer.step()
     checkpoints.save(tmp_path, 1, model, optimizer, {"z": 1}, 2.0)
@@ -280,7 +280,7 @@ def test_damaged_training_states(begun, n):
     def check(edits):
         path.write_bytes(damage(whole, edits))
         other = VAE(z_dim=1, x_dim=4, n_hidden=3)
-        resumed = outcome(lambda: checkpoints.resume(folder, other, adam(other, 1e-3), {"z": 1}))
+        resumed = outcome(lambda: checkpoints.resume(folder, other, Adam(other.parameters(), 1e-3), {"z": 1}))
         assert resumed is None or (resumed == (1, 2.0) and same(dict(model.state_dict()), dict(other.state_dict())))
         assert edits or resumed
 
@@ -321,7 +321,7 @@ def test_sound_training_states_of_other_contents(begun, n):
         inner[way[-1]] = value
         torch.save(state, path)
         other = VAE(z_dim=1, x_dim=4, n_hidden=3)
-        outcome(lambda: checkpoints.resume(folder, other, adam(other, 1e-3), {"z": 1}))
+        outcome(lambda: checkpoints.resume(folder, other, Adam(other.parameters(), 1e-3), {"z": 1}))
 
     for_all(n, (st.lists(keys, min_size=1, max_size=3), TREES), check)
 

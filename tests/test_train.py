@@ -1,12 +1,14 @@
 """The loop: the numbers of the textbook one; all is logged and saved that should be, and nothing that is not finite."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from codebase import NonFiniteError, data
 from codebase.models.vae import VAE
-from codebase.train import adam, train
+from codebase.train import Adam, learning_rate, set_rate, train
 
 X = torch.randint(0, 256, (60, 784), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -18,7 +20,7 @@ def run(model, iter_max, start=0, iter_save=1000, lr=1e-3, batches=None):
     train(
         model,
         batches,
-        adam(model, lr),
+        Adam(model.parameters(), lr),
         start=start,
         iter_max=iter_max,
         iter_save=iter_save,
@@ -42,6 +44,70 @@ def test_it_is_adam_on_the_models_loss():
         optimizer.step()
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0, 0.1])
+def test_adam_and_adamw_are_those_of_torch(decay):
+    """Fifty steps with random gradients, in float64; a parameter that at times has no gradient; a rate that changes."""
+    random = torch.Generator().manual_seed(0)
+    begun = [torch.randn(shape, dtype=torch.float64, generator=random) for shape in ((3, 4), (5,), ())]
+    ours, theirs = ([nn.Parameter(p.clone()) for p in begun] for _ in range(2))
+    optimizer = Adam(ours, 1e-2, betas=(0.8, 0.99), eps=1e-3, weight_decay=decay)
+    expected = torch.optim.AdamW(theirs, 1e-2, betas=(0.8, 0.99), eps=1e-3, weight_decay=decay, foreach=False)
+    for step in range(50):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape, dtype=torch.float64, generator=random)
+            q.grad = p.grad.clone()
+        set_rate(optimizer, 1e-2 * 0.9**step)
+        set_rate(expected, 1e-2 * 0.9**step)
+        optimizer.step()
+        expected.step()
+        # The rate is rounded to float32, as the parameters of all models are.
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_adam_leaves_alone_what_has_no_gradient():
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = Adam([p, q], weight_decay=0.1)
+    p.grad = torch.ones(2)
+    optimizer.step()
+    assert not p.equal(torch.ones(2))
+    assert q.equal(torch.ones(2))
+
+
+def test_learning_rates():
+    assert learning_rate(0.1, "constant", 100) is None
+    cosine = learning_rate(0.1, "cosine", 100)
+    assert [cosine(t) for t in (0, 50, 100)] == pytest.approx([0.1, 0.05, 0])
+    steps = learning_rate(0.1, "30,60", 100)
+    assert [steps(t) for t in (0, 29, 30, 59, 60, 99)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize("make", [Adam, partial(torch.optim.SGD, lr=1.0)])
+def test_each_step_has_its_learning_rate(make):
+    """Step t + 1 has rate(t), also where training begins at a later step."""
+    model = VAE(z_dim=2)
+    optimizer = make(model.parameters())
+    seen = []
+
+    def update(batch):
+        seen.append(float(optimizer.param_groups[0]["lr"]))
+        return {"train/loss": torch.zeros(())}
+
+    for start, end in ((0, 2), (5, 7)):
+        train(
+            model,
+            ones(),
+            optimizer,
+            update=update,
+            rate=lambda t: t + 0.5,
+            start=start,
+            iter_max=end,
+            iter_save=100,
+            save=lambda step: None,
+            log=lambda step, values: None,
+        )
+    assert seen == [0.5, 1.5, 5.5, 6.5]
 
 
 def test_what_is_saved_and_logged():
@@ -95,7 +161,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(at, kept):
         train(
             model,
             ones(),
-            adam(model, 1e-3),
+            Adam(model.parameters(), 1e-3),
             iter_max=300,
             iter_save=50,
             save=saved.append,
@@ -134,7 +200,7 @@ class HugeGradient(nn.Module):
 def test_an_optimiser_that_is_not_finite_is_never_saved():
     """Adam would divide by the infinite moment ever after: the weight stays where it is, finite."""
     model = HugeGradient()
-    with pytest.raises(NonFiniteError, match=r"Adam's exp_avg_sq of w is not finite after step 1"):
+    with pytest.raises(NonFiniteError, match=r"the optimizer's exp_avg_sq of w is not finite after step 1"):
         run(model, 1, batches=ones())
     assert model.w.isfinite().all()
 

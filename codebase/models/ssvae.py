@@ -92,7 +92,7 @@ class SSVAE(VAE):
         if self.gen_weight:
             nelbo, kl_z, kl_y, rec = self.negative_elbo_bound(x)
             loss = loss + self.gen_weight * nelbo
-            summaries |= {"gen/elbo": -nelbo, "gen/kl_z": kl_z, "gen/kl_y": kl_y, "gen/rec": rec}
+            summaries = summaries | {"gen/elbo": -nelbo, "gen/kl_z": kl_z, "gen/kl_y": kl_y, "gen/rec": rec}
         return loss, summaries
 
     # Sampling, reconstruction, and what the latent units do
