@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from codebase import InputError
+from codebase import InputError, processes
 
 # Constants that some editions of the homework saved, which no model here needs.
 SKIPPED = {"y_prior", "x_v"}
@@ -39,8 +39,10 @@ def write_atomically(path, write, previous=None):
     """Call write(file) on a binary file, put what it wrote on the disk beside `path`, and give it the name `path`.
 
     previous: another name, which the file that was at `path` gets. OSError where it cannot be written; what was at
-    `path` is still there then.
+    `path` is still there then. Of several processes that work on one run, the first one alone writes.
     """
+    if processes.rank() > 0:
+        return
     content = io.BytesIO()
     write(content)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from codebase import NonFiniteError, precision
+from codebase import NonFiniteError, precision, processes
 from codebase.checkpoints import random_state, restore_random_state
 from codebase.data import scaled
 from codebase.utils import log_mean_exp
@@ -61,10 +61,20 @@ def evaluating(model, seed=0):
         restore_random_state(random)
 
 
-def chunks(split, size):
-    """The split in parts of `size` images, as floats."""
-    for part in zip(*(t.split(size) for t in split), strict=True):
-        yield tuple(scaled(t) if t.dtype == torch.uint8 else t for t in part)
+def each_chunk(function, split, size):
+    """function(*chunk) for each chunk of `size` images of a split, put together: {name: tensor}, a row an image.
+
+    function: x, *y as floats -> {name: tensor}, a row an image. The random numbers of chunk i are those of seed i, so
+    that the results do not depend on how many processes share the chunks. To be called inside `evaluating`.
+    """
+    parts = list(zip(*(t.split(size) for t in split), strict=True))
+    own = []
+    for i in range(processes.rank(), len(parts), processes.size()):
+        torch.manual_seed(i)
+        results = function(*(scaled(t) if t.dtype == torch.uint8 else t for t in parts[i]))
+        own.append({name: values.cpu() for name, values in results.items()})
+    every = processes.gathered(own)
+    return {name: torch.cat([each[name] for each in every]).to(split[0].device) for name in every[0]}
 
 
 def rows(x, labels=1):
@@ -74,12 +84,14 @@ def rows(x, labels=1):
 
 def elbo(model, split):
     """The negative ELBO and its terms on a split, in nats: {'nelbo', 'kl', 'rec': Estimate}. Unbiased."""
+
+    def terms(x, *y):
+        draws = [model.elbo_terms(x, *y) for _ in range(ELBO_SAMPLES)]
+        return {name: sum(draw[name] for draw in draws) / ELBO_SAMPLES for name in draws[0]}
+
     with evaluating(model):
-        parts = []
-        for part in chunks(split, rows(split[0], model.labels_per_image)):
-            draws = [model.elbo_terms(*part) for _ in range(ELBO_SAMPLES)]
-            parts.append({name: sum(draw[name] for draw in draws) / ELBO_SAMPLES for name in draws[0]})
-        return {name: over_images(torch.cat([part[name] for part in parts])) for name in parts[0]}
+        of_images = each_chunk(terms, split, rows(split[0], model.labels_per_image))
+    return {name: over_images(values) for name, values in of_images.items()}
 
 
 def iwae(model, split, ms=(1, 10, 100, 1000)):
@@ -95,21 +107,25 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
     bytes a sample.
     """
     largest, labels = max(ms), model.labels_per_image
-    bounds, ess = {m: [] for m in ms}, []
-    with (
-        evaluating(model),
-        tqdm(total=len(split[0]), desc=f"IWAE-{largest}", unit="image", delay=2, leave=False) as bar,
-    ):
-        for x, *y in chunks(split, min(IMAGES, rows(split[0], labels))):
-            log_w = x.new_empty(largest, len(x))  # (M, B), filled in place: small pieces would fragment the heap
-            for part in log_w.split(max(1, rows(x) // (len(x) * labels))):
-                part.copy_(model.log_weights(x, len(part), *y)[0])
-            for m in ms:
-                groups = log_w[: largest // m * m].unflatten(0, (-1, m))  # (M // m, m, B)
-                bounds[m].append(-log_mean_exp(groups, dim=1).mean(0))  # (B,)
-            ess.append((2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)).exp() / largest)  # (B,)
-            bar.update(len(x))
-    return {m: over_images(torch.cat(bounds[m])) for m in ms}, over_images(torch.cat(ess))
+    hidden = processes.started()[0] > 0
+    bar = tqdm(total=len(split[0]), desc=f"IWAE-{largest}", unit="image", delay=2, leave=False, disable=hidden)
+
+    def bounds(x, *y):
+        log_w = x.new_empty(largest, len(x))  # (M, B), filled in place: small pieces would fragment the heap
+        for part in log_w.split(max(1, rows(x) // (len(x) * labels))):
+            part.copy_(model.log_weights(x, len(part), *y)[0])
+        of_m = {}  # {m: (B,)}
+        for m in ms:
+            groups = log_w[: largest // m * m].unflatten(0, (-1, m))  # (M // m, m, B)
+            of_m[m] = -log_mean_exp(groups, dim=1).mean(0)
+        ess = (2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)).exp() / largest  # (B,)
+        bar.update(len(x) * processes.size())  # the other processes do as many meanwhile
+        return of_m | {"ess": ess}
+
+    with evaluating(model), bar:
+        of_images = each_chunk(bounds, split, min(IMAGES, rows(split[0], labels)))
+    ess = over_images(of_images.pop("ess"))
+    return {m: over_images(values) for m, values in of_images.items()}, ess
 
 
 def bits_per_dimension(nats, dimensions, density=True):
@@ -127,7 +143,7 @@ def bits_per_dimension(nats, dimensions, density=True):
 def classify(model, x):
     """log q(y|x) of images x (N, X). Returns (N, C)."""
     with evaluating(model):
-        return torch.cat([model.log_q_y(part) for (part,) in chunks((x,), rows(x))])
+        return each_chunk(lambda x: {"log_q": model.log_q_y(x)}, (x,), rows(x))["log_q"]
 
 
 def accuracy(log_q, y):
@@ -163,9 +179,13 @@ def latent_units(model, split):
     A unit is active where the posterior mean varies with the image: Var_x(E[z_u|x]) > 0.01 (Burda et al. 2016, section
     5). 'kl' lists each unit's KL in nats, averaged over images, or is None where there is no closed form.
     """
+
+    def units(x, *y):
+        mean, kl = model.latent_units(x, *y)
+        return {"mean": mean} if kl is None else {"mean": mean, "kl": kl}
+
     with evaluating(model):
-        parts = chunks(split, rows(split[0], model.labels_per_image))
-        means, kls = zip(*(model.latent_units(*part) for part in parts), strict=True)
-        means = torch.cat(means)  # (B, D)
-        kl = None if kls[0] is None else torch.cat(kls).mean(0).tolist()
-        return {"active": int((means.var(0, correction=0) > 0.01).sum()), "units": means.shape[1], "kl": kl}
+        of_images = each_chunk(units, split, rows(split[0], model.labels_per_image))
+    means = of_images["mean"]  # (B, D)
+    kl = of_images["kl"].mean(0).tolist() if "kl" in of_images else None
+    return {"active": int((means.var(0, correction=0) > 0.01).sum()), "units": means.shape[1], "kl": kl}

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from codebase import InputError, NonFiniteError, checkpoints, evaluate, fast, pictures, precision, summary
+from codebase import InputError, NonFiniteError, checkpoints, evaluate, fast, pictures, precision, processes, summary
 from codebase.curves import Curves
 from codebase.data import Data
 from codebase.flags import FREE, parse_flags, replicates
@@ -30,13 +30,18 @@ def choose_device(wanted):
             f"--device {wanted}: PyTorch {torch.__version__} finds no such device here; try --device auto."
         )
     kind = wanted if wanted != "auto" else "cuda" if cuda else "mps" if mps else "cpu"
+    if kind == "mps" and processes.size() > 1:
+        raise InputError("several processes cannot work on one run on an Apple GPU: add --device cpu.")
+    if kind == "cuda":
+        processes.take_gpu()
     what = {
         "cuda": torch.cuda.get_device_name() if cuda else "",
         "mps": "Apple GPU",
         "cpu": f"{torch.get_num_threads()} threads",
     }[kind]
     why = "as asked" if wanted != "auto" else "no GPU that PyTorch can use" if kind == "cpu" else "the fastest here"
-    return torch.device(kind), f"{kind} ({what}; {why})"
+    together = f"; {processes.size()} such processes" if processes.size() > 1 else ""
+    return torch.device(kind), f"{kind} ({what}; {why}{together})"
 
 
 class Run(NamedTuple):
@@ -166,24 +171,34 @@ def train_or_load(run, model, batches, draw, splits=None):
             draw(None, None)
         return
     batches(0)  # complains of a --batch_size that is too large, before anything is written
+    if run.flags.batch_size % processes.size():
+        raise InputError(
+            f"--batch_size {run.flags.batch_size} is not a multiple of the {processes.size()} processes that share it."
+        )
     if run.flags.replicates > 1 and not run.flags.overwrite:
         run.flags.resume = int(run.checkpoints.exists())  # an interrupted series goes on
-    akin = None if not run.flags.resume or run.checkpoints.exists() else of_other_flags(run)
-    if akin:
-        raise InputError(f"there is no {run.checkpoints} to resume; {akin}. Without --resume 1 a new run begins.")
-    KEPT.enter_context(checkpoints.locked(run.checkpoints))
+    if processes.rank() == 0:
+        akin = None if not run.flags.resume or run.checkpoints.exists() else of_other_flags(run)
+        if akin:
+            raise InputError(f"there is no {run.checkpoints} to resume; {akin}. Without --resume 1 a new run begins.")
+        KEPT.enter_context(checkpoints.locked(run.checkpoints))
     train_run(run, model, batches, draw, splits or {})
 
 
 def train_run(run, model, batches, draw, splits):
-    """Train the model as the flags say, in folders that are this process's alone."""
+    """Train the model as the flags say, in folders that are this run's processes' alone. The first of them writes."""
     optimizer = Adam(model.parameters(), run.flags.lr)
-    start, earlier = begin(run, model, optimizer)
+    first = processes.rank() == 0
+    if first:
+        start, earlier = begin(run, model, optimizer)
+    processes.wait()
+    if not first:  # from what the first one has begun or resumed
+        start, earlier = checkpoints.resume(run.checkpoints, model, optimizer, experiment(run.flags, run.data))
     before = recorded(run, start)
     began = time.monotonic()
 
-    with Curves(run.logs, start) as writer:
-        if start == 0:
+    with Curves(run.logs, start) if first else contextlib.nullcontext() as writer:
+        if start == 0 and first:
             writer.add_text("flags", "\n".join(f"    {k} = {v}" for k, v in run.record["flags"].items()), 0)
 
         def save(step):
@@ -192,15 +207,16 @@ def train_run(run, model, batches, draw, splits):
                 draw(writer, step)
             for tag, name in WATCHED.items():
                 if name in splits:
-                    writer.add_scalar(tag, evaluate.elbo(model, splits[name])["nelbo"].mean, step)
-            writer.flush()  # before the checkpoint: what is logged up to it will not be logged again
-            seconds = earlier + time.monotonic() - began
-            checkpoints.save(run.checkpoints, step, model, optimizer, experiment(run.flags, run.data), seconds)
-            if run.flags.keep:
-                checkpoints.prune(run.checkpoints, step, run.flags.keep, run.flags.iter_save)
+                    log(step, {tag: evaluate.elbo(model, splits[name])["nelbo"].mean})
+            if first:
+                writer.flush()  # before the checkpoint: what is logged up to it will not be logged again
+                seconds = earlier + time.monotonic() - began
+                checkpoints.save(run.checkpoints, step, model, optimizer, experiment(run.flags, run.data), seconds)
+                if run.flags.keep:
+                    checkpoints.prune(run.checkpoints, step, run.flags.keep, run.flags.iter_save)
 
         def log(step, values):
-            for tag, value in values.items():
+            for tag, value in values.items() if first else ():
                 writer.add_scalar(tag, value, step)
 
         setting = precision.training_setting(run.flags.precision, run.device)
@@ -208,7 +224,8 @@ def train_run(run, model, batches, draw, splits):
         casting = precision.cast_back(model) if in_bfloat16 else contextlib.nullcontext()
         try:
             with asked_to_stop() as signals, precision.products(setting), casting:
-                update, stream, check = choose_update(run, model, optimizer, batches(start), start, in_bfloat16)
+                shared = processes.own_rows(batches(start), run.flags.seed, start)
+                update, stream, check = choose_update(run, model, optimizer, shared, start, in_bfloat16)
                 step, seconds = train(
                     model,
                     stream,
@@ -220,7 +237,7 @@ def train_run(run, model, batches, draw, splits):
                     iter_save=run.flags.iter_save,
                     save=save,
                     log=log,
-                    stop=lambda: bool(signals),
+                    stop=partial(stop, signals),
                 )
         except OSError as error:
             raise InputError(f"{error}. With that mended, --resume 1 goes on from the last checkpoint.") from error
@@ -342,6 +359,19 @@ def asked_to_stop():
             signal.signal(number, handler)
 
 
+def stop(signals, step):
+    """Is training to stop after this step? signals: those that this process has got; one from another is added.
+
+    Several processes stop after the same step. They ask one another at every tenth, as that takes time.
+    """
+    if step % 10 and processes.size() > 1:
+        return False
+    number = processes.largest(signals[0] if signals else 0)
+    if number and not signals:
+        signals.append(number)
+    return number > 0
+
+
 def load(run, model):
     """Fill the model from --checkpoint, the checkpoint of --iter_max, or the newest one. Raises InputError."""
     path, step = run.flags.checkpoint, None
@@ -367,22 +397,36 @@ def load(run, model):
 
 
 def run_all(main, flags):
-    """main(flags) for each of the --replicates; then, where there are several, their table."""
-    folders = []
-    for each in replicates(flags):
-        if flags.replicates > 1:
-            say(f"\nreplicate {len(folders) + 1} of {flags.replicates}")
-        try:
-            with KEPT:
-                run = main(each)
-                run.record["complete"] = True
-                write_results(run)
-                folders.append(run.logs)
-        except Finished as done:
-            folders += done.args
-            say(f"finished before: {folders[-1]} has its results")
-    if flags.replicates > 1:
-        print(f"\n{summary.report(*summary.read(folders))}")
+    """main(flags) for each of the --replicates; then, where there are several, their table.
+
+    The processes of torchrun share the replicates. A single run they train and evaluate together.
+    """
+    if flags.replicates == 1:
+        with processes.together(flags.device):
+            run_one(main, flags)
+        return
+    series, flags_of = processes.Series(flags.replicates), list(replicates(flags))
+    this, several = processes.started()
+    for i in series:
+        by = f", by process {this}" if several > 1 else ""
+        say(f"\nreplicate {i + 1} of {flags.replicates}{by}", sys.stderr if this else sys.stdout)
+        series.done(i, str(run_one(main, flags_of[i])))
+    if this == 0:
+        print(f"\n{summary.report(*summary.read(series.results()))}")
+
+
+def run_one(main, flags):
+    """main(flags), whose run is then complete. Returns its folder of logs/."""
+    try:
+        with KEPT:
+            run = main(flags)
+            run.record["complete"] = True
+            write_results(run)
+            return run.logs
+    except Finished as done:
+        (logs,) = done.args
+        say(f"finished before: {logs} has its results")
+        return logs
 
 
 def run_main(main, description, own_flags):
@@ -393,6 +437,8 @@ def run_main(main, description, own_flags):
     if sys.stdout is None or sys.stderr is None:  # closed, as by >&-
         nowhere = open(os.devnull, "w")  # noqa: SIM115
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    if processes.started()[0] > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (the first process prints)
     sys.stdout.reconfigure(errors="backslashreplace")  # a character that the terminal lacks is no reason to fail
     try:
         run_all(main, parse_flags(description, own_flags))
@@ -405,6 +451,8 @@ def run_main(main, description, own_flags):
     except NonFiniteError as error:
         sys.exit(fail(error, 1))
     except (MemoryError, RuntimeError) as error:
+        if processes.is_end_of_another(error):
+            sys.exit(fail("another process of this run has ended, and so does this one.", 1))
         if not checkpoints.of_memory(error):
             raise
         sys.exit(fail("there is not enough memory for this: smaller numbers in the flags need less.", 2))
@@ -413,5 +461,6 @@ def run_main(main, description, own_flags):
 
 
 def fail(error, code):
-    say(f"{Path(sys.argv[0]).name}: error: {error}", sys.stderr)
+    process = f" (process {processes.started()[0]})" if processes.started()[1] > 1 else ""
+    say(f"{Path(sys.argv[0]).name}{process}: error: {error}", sys.stderr)
     return code

@@ -9,7 +9,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from codebase import NonFiniteError
+from codebase import NonFiniteError, processes
 
 LOG_EVERY = 100  # steps between two points of a curve, and between two looks at the loss: each is a device sync
 
@@ -88,13 +88,16 @@ def training_step(model, optimizer, batch, bfloat16=False):
     during training should be a tensor, as model.step and param_groups[i]["lr"] are: a CUDA graph keeps the first value
     of a Python number.
     bfloat16: round the factors of the networks' products to bfloat16, on a CPU, inside precision.cast_back(model).
+    If several processes train the model, the batch is this process's rows; gradients and terms are averaged over them.
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         loss, terms = model.loss(*batch)
     model.zero_grad()
     loss.backward()
+    point = {"train/loss": loss.detach()} | {tag: term.detach() for tag, term in terms.items()}
+    processes.average([*(p.grad for p in model.parameters() if p.grad is not None), *point.values()])
     optimizer.step()
-    return {"train/loss": loss.detach()} | {tag: term.detach() for tag, term in terms.items()}
+    return point
 
 
 def learning_rate(lr, schedule, iter_max):
@@ -123,7 +126,7 @@ def train(
     iter_save,  # steps between two checkpoints; the last step is always one
     save,  # save(step): write a checkpoint
     log,  # log(step, {tag: value}): write a point of each curve
-    stop=lambda: False,  # asked after every step: True ends the training there, which is then the last step
+    stop=lambda step: False,  # asked after every step: True ends the training there, which is then the last step
 ):
     """Minimise model.loss on the batches, from step `start` to step `iter_max`. Returns the last step, and the seconds.
 
@@ -137,7 +140,8 @@ def train(
     step = start
     finished = dict(model.named_buffers()).get("step")
     points = []  # the loss and its terms at each step since the last look, on the device
-    bar = tqdm(total=iter_max, initial=start, mininterval=0.5, unit="it", file=Lasting(), disable=start >= iter_max)
+    hidden = start >= iter_max or processes.started()[0] > 0
+    bar = tqdm(total=iter_max, initial=start, mininterval=0.5, unit="it", file=Lasting(), disable=hidden)
     with bar:
         for step in range(start + 1, iter_max + 1):
             if finished is not None:
@@ -147,7 +151,7 @@ def train(
             points.append(update(next(batches)))
 
             # Look at the loss, every LOG_EVERY steps; the only device syncs of the loop.
-            stopping = stop()
+            stopping = stop(step)
             saving = step % iter_save == 0 or step == iter_max or stopping
             logging = step % LOG_EVERY == 0 or step == iter_max
             if logging or saving:

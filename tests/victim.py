@@ -9,6 +9,7 @@ import os
 import resource
 import runpy
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -26,17 +27,28 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["victim"])
 
 
-def start(folder, args, die_at=None, disk=None):
+def start(folder, args, die_at=None, disk=None, rank=0, torchrun=None):
     """Start a script, args[0], in a folder. Its output is in folder/output.txt then. Returns the process.
 
     die_at: the write at which it kills itself: in the middle of a file or event, before it is flushed, before and after
     it is renamed, before an old file is deleted. disk: how many bytes a file can have, as if the disk were full then.
+    rank, torchrun: see start_together.
     """
-    process = FORKS.Process(target=run, args=(folder, [*map(str, args)], die_at, disk), daemon=True)
+    process = FORKS.Process(target=run, args=(folder, [*map(str, args)], die_at, disk, rank, torchrun), daemon=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # of the process that they are forked from
         process.start()
     return process
+
+
+def start_together(folder, n, args):
+    """Start a script n times, as torchrun does: with its environment. Output: output.txt, output-1.txt, ..."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment |= {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+    return [start(folder, args, rank=rank, torchrun=environment) for rank in range(n)]
 
 
 def finish(process):
@@ -48,9 +60,13 @@ def finish(process):
     return code
 
 
-def run(folder, args, die_at, disk):
+def run(folder, args, die_at, disk, rank, torchrun):
     os.chdir(folder)
-    output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    if torchrun:
+        os.environ.update(torchrun, RANK=str(rank), LOCAL_RANK=str(rank))
+    output = os.open(
+        f"output-{rank}.txt" if rank else "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    )
     for stream in (1, 2):
         os.dup2(output, stream)
     sys.stdout, sys.stderr = (

@@ -1,0 +1,86 @@
+"""Where the seconds of a whole run go, with an empty and with a full cache of the compiler.
+
+    python benchmarks/default_run.py [--data_dir DIR] [--script run_vae.py] [--warm 3]
+
+The script is run in an empty folder with its default flags, first with an empty cache, then --warm times with the full
+one. Times are those at which it prints a line, adds to its curves, and writes a checkpoint. The second column is the
+median of the runs with a full cache.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from codebase import summary  # noqa: E402
+
+
+def seconds_of(command, folder, cache):
+    """{part of the run: seconds}."""
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    began = time.time()
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    printed = [(time.time() - began, line) for line in process.stdout]
+    if process.wait():
+        raise SystemExit(f"{' '.join(command)} failed: --data_dir?")
+    ended = time.time() - began
+    at = {
+        words: next(seconds for seconds, line in printed if line.startswith(words)) for words in ("device", "trained")
+    }
+    update = [seconds for seconds, line in printed if line.startswith("update")] or [at["device"]]  # asked for, ready
+
+    (logs,) = folder.glob("logs/*")
+    curves = EventAccumulator(str(logs)).Reload()
+    checkpoints = bounds = 0
+    for path in folder.glob("checkpoints/*/model-*.pt"):
+        step = int(path.stem.removeprefix("model-"))
+        times = {tag: {e.step: e.wall_time for e in curves.Scalars(tag)}[step] for tag in curves.Tags()["scalars"]}
+        pictures = [e.wall_time for tag in curves.Tags()["images"] for e in curves.Images(tag) if e.step == step]
+        checkpoints += path.stat().st_mtime - times["train/loss"]
+        bounds += max(times.values()) - max(pictures)
+    return {
+        "start: Python, imports, data": at["device"],
+        "model, first files": update[0] - at["device"],
+        "compiler; two steps of each update, compared": update[-1] - update[0],
+        "training steps, curves": at["trained"] - update[-1] - checkpoints,
+        "checkpoints: pictures, files": checkpoints - bounds,
+        "checkpoints: bounds of 200 images": bounds,
+        "report: bounds of the test images": ended - at["trained"],
+        "all": ended,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--script", default="run_vae.py")
+    parser.add_argument("--warm", type=int, default=3)
+    flags = parser.parse_args()
+    command = [sys.executable, "-u", str(ROOT / flags.script), "--data_dir", str(Path(flags.data_dir).absolute())]
+    with tempfile.TemporaryDirectory() as folder:
+        runs = []
+        for i in range(1 + flags.warm):
+            Path(folder, str(i)).mkdir()
+            runs.append(seconds_of(command, Path(folder, str(i)), Path(folder, "cache")))
+    print(f"{flags.script}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    cells = [["seconds", "empty cache", f"full cache, median of {flags.warm}", "from to"]]
+    for part, cold in runs[0].items():
+        warm = [run[part] for run in runs[1:]]
+        cells.append([part, f"{cold:.1f}", f"{statistics.median(warm):.1f}", f"{min(warm):.1f} to {max(warm):.1f}"])
+    print(summary.rows(cells))
+
+
+if __name__ == "__main__":
+    main()

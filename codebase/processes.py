@@ -1,0 +1,147 @@
+"""Several processes, as torchrun starts them: they share the runs of a series, or all of them work on one run.
+
+    torchrun --nproc-per-node 2 run_vae.py --replicates 10      a series: each process takes the next run
+    torchrun --nproc-per-node 2 run_vae.py                      one run, data-parallel
+
+Data-parallel: every process executes the whole program, with the same weights. It computes the gradient for its rows
+of each batch, and the gradients are averaged. It evaluates its chunks of the images. The process of rank 0 alone prints
+and writes files. Without torchrun there is one process, of rank 0.
+"""
+
+import contextlib
+import itertools
+import os
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from codebase import InputError
+
+
+def started():
+    """The number of this process, and how many torchrun has started; (0, 1) without torchrun."""
+    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if dist.is_torchelastic_launched() else (0, 1)
+
+
+def take_gpu():
+    """Let "cuda" be a GPU of this process's own, or one that it shares if there are fewer GPUs than processes."""
+    if started()[1] > 1:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+
+
+# A series: the processes exchange nothing but who takes which run.
+
+
+class Series:
+    """n runs, shared among the processes."""
+
+    def __init__(self, n):
+        self.n = n
+        self.store = next(dist.rendezvous("env://"))[0] if started()[1] > 1 else dist.HashStore()
+
+    def __iter__(self):
+        """The runs that are this process's, of 0 to n - 1: each time the next one that no process has taken."""
+        while (i := self.store.add("taken", 1) - 1) < self.n:
+            yield i
+
+    def done(self, i, result):
+        """Run i is done. result: a text, for `results`."""
+        self.store.set(f"result {i}", result)
+
+    def results(self):
+        """The results of all n runs. Waits for the other processes."""
+        keys = [f"result {i}" for i in range(self.n)]
+        while not self.store.check(keys):
+            time.sleep(0.2)
+        return [self.store.get(key).decode() for key in keys]
+
+
+# One run, data-parallel. Where one process works on a run, nothing of this does anything.
+
+
+def rank():
+    """The number of this process among those that work on the same run."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size():
+    """How many processes work on the same run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def together(device):
+    """Inside: all processes work on one run. device: the flag --device."""
+    if started()[1] == 1:
+        yield
+        return
+    on_gpus = device in ("auto", "cuda") and torch.cuda.is_available()
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    if on_gpus and here > torch.cuda.device_count():
+        raise InputError(
+            f"--nproc-per-node {here} is more than the number of GPUs here, {torch.cuda.device_count()}; "
+            "to work on one run, each process needs one of its own."
+        )
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
+    yield
+    dist.destroy_process_group()  # not after an error: torchrun then ends the other processes
+
+
+def is_end_of_another(error):
+    """Is it the error of a message to a process that has ended?"""
+    return isinstance(error, dist.DistError) or (size() > 1 and "gloo" in str(error))
+
+
+def wait():
+    """Wait until every process is here."""
+    if size() > 1:
+        dist.barrier()
+
+
+def own_rows(batches, seed, start):
+    """The batches from step `start` on; of each the rows that are this process's, as many as every other's.
+
+    A step of each process but the first has random numbers that follow from (seed, step, rank), so that they are its
+    own, and the same after a resume. Those of the first process are as if it were alone.
+    """
+    n = size()
+    for step in itertools.count(start):
+        if rank() > 0:
+            torch.manual_seed(int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0]))
+        batch = next(batches)
+        if any(len(each) % n for each in batch):
+            rows = ", ".join(f"{len(each):,}" for each in batch)
+            raise InputError(f"{n} processes cannot share a batch equally whose numbers of rows are {rows}.")
+        yield tuple(each.chunk(n)[rank()] for each in batch)
+
+
+@torch.no_grad()
+def average(tensors):
+    """Replace each tensor by its mean over the processes, in place. Every process has tensors of the same shapes."""
+    if size() == 1:
+        return
+    flat = torch.cat([each.flatten() for each in tensors])  # one message instead of dozens
+    dist.all_reduce(flat)
+    flat = flat / size()
+    for each, mean in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
+        each.copy_(mean.view_as(each))
+
+
+def largest(number):
+    """The largest of the processes' numbers."""
+    if size() == 1:
+        return number
+    tensor = torch.tensor(number)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.item()
+
+
+def gathered(own):
+    """A list of what the processes have in their lists, in turn: item i is that of process i mod size()."""
+    if size() == 1:
+        return own
+    lists = [None] * size()
+    dist.all_gather_object(lists, own)
+    return [lists[i % size()][i // size()] for i in range(sum(map(len, lists)))]
