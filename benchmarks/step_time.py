@@ -7,7 +7,7 @@ textbook        a DataLoader over torchvision's MNIST or SVHN with ToTensor() fo
                 SSVAE, to ten copies of each image and style
 plain           codebase.train, on resident data
 fast            the same by what codebase/fast.py makes of the update; its preparation is not counted
-medium          fast, with --precision medium
+high, medium    fast, with that --precision
 JAX             benchmarks/jax_scan.py, where jax is installed (pip install jax); the VAE and the GMVAE only
 
 All of the same model, batch size, device and threads. A round times each for some seconds; printed are medians over
@@ -184,6 +184,7 @@ def time_model(name, flags, device):
         "textbook": textbook_loop(model, one_by_one(images.x_train, images.y_train), prepare, device),
         "plain": ours(quick=False),
         "fast": ours(quick=True),
+        "high": ours(quick=True, asked="high"),
         "medium": ours(quick=True, asked="medium"),
     }
     if name in ("vae", "gmvae"):
@@ -218,7 +219,7 @@ def time_model(name, flags, device):
         run, share = DEFAULT_STEPS[name] / rate, rate * flops / peak
         print(f"{loop:10} {rate:8.0f} {spread:>14} {ratio:11.2f} {run:15.0f} {share:6.0%}")
     if "JAX" in rates:
-        for loop in ("fast", "medium"):
+        for loop in ("fast", "high", "medium"):
             ratio = statistics.median(a / b for a, b in zip(rates[loop], rates["JAX"], strict=True))
             print(f"{loop} / JAX  {ratio:.2f}")
 

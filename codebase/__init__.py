@@ -11,6 +11,7 @@ The rooms, each of which imports only from those below it:
     train, fast                       the loop; its step, compiled or as a CUDA graph
     evaluate, pictures, curves        bounds with standard errors; grids of images; TensorBoard's file
     checkpoints, data, glyphs         files: weights and training states; data sets; the built-in digits
+    processes                         several processes that share runs, or work on one
     precision                         how exactly matrix products are computed
     models.vae, ...                   one model = its densities and bounds
     nns                               networks

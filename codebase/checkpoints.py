@@ -157,7 +157,7 @@ def random_state():
     """The states of torch's random number generators: the CPU's, and CUDA's or MPS's where there is one."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = [torch.cuda.get_rng_state()]  # of the GPU in use, whatever its number; older files list all
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     return state
@@ -167,7 +167,7 @@ def restore_random_state(state):
     """Undo what has been drawn since random_state(). States of devices that this machine lacks are left out."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+        torch.cuda.set_rng_state(state["cuda"][0])
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from codebase import InputError, checkpoints, evaluate
+from codebase import InputError, checkpoints, evaluate, processes
 from codebase.data import labelled_batches, one_hot
 from codebase.train import Adam, train
 
@@ -49,7 +49,7 @@ def judge(data, device):
     path = Path("checkpoints", f"classifier_data={data.name}_train={len(data.x_train)}.pt")
     torch.manual_seed(0)
     classifier = Classifier(data.shape, data.classes).to(device)
-    if path.exists():
+    if not processes.largest(int(not path.exists())):
         try:
             checkpoints.load_weights(classifier, path)
         except InputError as error:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from codebase import InputError, glyphs
+from codebase import InputError, glyphs, processes
 
 
 class Data(NamedTuple):
@@ -106,7 +106,8 @@ def load(dataset, data_dir="data", auto="mnist", split="extra"):
     if dataset not in ("auto", *read):
         raise InputError(f"--dataset {dataset}: the choices are auto, mnist, svhn, glyphs, and a path of an .npz file.")
     try:
-        return read[auto if dataset == "auto" else dataset]()
+        with processes.first_one_first():  # which downloads what is missing
+            return read[auto if dataset == "auto" else dataset]()
     except DownloadError as error:
         if dataset != "auto":
             raise

@@ -104,6 +104,8 @@ def open_run(model, flags, data, own=(), usual_data="mnist"):
     done = checkpoints.steps(folder)
     if flags.train == 0 and done and flags.step not in (None, done[-1]):
         logs = logs / f"step={flags.step:05d}"  # the run's own results and pictures are those of its last step
+    if len(set(processes.gathered([name]))) > 1:
+        raise InputError("the processes of this run have different data, as one of them could not download it.")
     run = Run(name, flags, data, device, folder, logs, {})
     if flags.replicates > 1 and flags.train and not flags.overwrite and finished(run):
         raise Finished(logs)
@@ -162,7 +164,8 @@ def train_or_load(run, model, batches, draw, splits=None):
     """Give the model its weights: train it as the flags say, or load them (--train 0). Saves, logs, draws on the way.
 
     batches: start -> the training batches from that step on, endless; draw: (writer, step) -> None, draws the pictures,
-    called at every checkpoint and, with no writer, after loading. splits: as data.binary_splits gives them; at every
+    called at every checkpoint and, with no writer, after loading. Of several processes all call it, and the first one
+    alone has a writer. splits: as data.binary_splits gives them; at every
     checkpoint the negative ELBO of the test subset and of the training images among them is logged.
     """
     if run.flags.train == 0:
@@ -170,11 +173,8 @@ def train_or_load(run, model, batches, draw, splits=None):
         with evaluate.evaluating(model):
             draw(None, None)
         return
-    batches(0)  # complains of a --batch_size that is too large, before anything is written
-    if run.flags.batch_size % processes.size():
-        raise InputError(
-            f"--batch_size {run.flags.batch_size} is not a multiple of the {processes.size()} processes that share it."
-        )
+    with evaluate.evaluating(model):  # a first batch, before anything is written: --batch_size may be impossible
+        next(processes.own_rows(batches(0), run.flags.seed, 0))
     if run.flags.replicates > 1 and not run.flags.overwrite:
         run.flags.resume = int(run.checkpoints.exists())  # an interrupted series goes on
     if processes.rank() == 0:
@@ -186,7 +186,7 @@ def train_or_load(run, model, batches, draw, splits=None):
 
 
 def train_run(run, model, batches, draw, splits):
-    """Train the model as the flags say, in folders that are this run's processes' alone. The first of them writes."""
+    """Train the model as the flags say. Of several processes the first one writes; its lock keeps other runs away."""
     optimizer = Adam(model.parameters(), run.flags.lr)
     first = processes.rank() == 0
     if first:
@@ -202,6 +202,7 @@ def train_run(run, model, batches, draw, splits):
             writer.add_text("flags", "\n".join(f"    {k} = {v}" for k, v in run.record["flags"].items()), 0)
 
         def save(step):
+            processes.copy_from_first(model.buffers())  # such as the statistics of BatchNorm, for all to evaluate alike
             check(step)
             with evaluate.evaluating(model):
                 draw(writer, step)
@@ -341,11 +342,12 @@ def asked_to_stop():
     Ctrl-C is KeyboardInterrupt if it is not the first of them. A signal that is ignored, as a script's background jobs
     ignore SIGINT, stays so.
     """
-    signals = []
+    signals, own = [], []  # `stop` adds those of other processes to the first list
 
     def ask(number, frame):
-        if signals and number == signal.SIGINT:
+        if own and number == signal.SIGINT:
             raise KeyboardInterrupt
+        own.append(number)
         signals.append(number)
         say("\nfinishing this step and saving it; Ctrl-C once more stops at once")
 
@@ -377,7 +379,8 @@ def load(run, model):
     path, step = run.flags.checkpoint, None
     if path is None:
         done = checkpoints.steps(run.checkpoints)
-        step = done[-1] if run.flags.step is None and done else run.flags.step
+        newest = processes.largest(done[-1] if done else 0)  # a training may be writing
+        step = run.flags.step or newest or None
         if step not in done:
             wanted = "model-*.pt" if step is None else checkpoints.weights_path("", step)
             akin = "" if done else of_other_flags(run)
@@ -399,7 +402,7 @@ def load(run, model):
 def run_all(main, flags):
     """main(flags) for each of the --replicates; then, where there are several, their table.
 
-    The processes of torchrun share the replicates. A single run they train and evaluate together.
+    If torchrun has started several processes, they share the replicates, or work together on a single run.
     """
     if flags.replicates == 1:
         with processes.together(flags.device):
@@ -452,7 +455,8 @@ def run_main(main, description, own_flags):
         sys.exit(fail(error, 1))
     except (MemoryError, RuntimeError) as error:
         if processes.is_end_of_another(error):
-            sys.exit(fail("another process of this run has ended, and so does this one.", 1))
+            reason = str(error).split("\n")[0]
+            sys.exit(fail(f"the other processes of this run cannot be reached any more ({reason})", 1))
         if not checkpoints.of_memory(error):
             raise
         sys.exit(fail("there is not enough memory for this: smaller numbers in the flags need less.", 2))

@@ -39,7 +39,9 @@ class Series:
 
     def __init__(self, n):
         self.n = n
-        self.store = next(dist.rendezvous("env://"))[0] if started()[1] > 1 else dist.HashStore()
+        store = next(dist.rendezvous("env://"))[0] if started()[1] > 1 else dist.HashStore()
+        # Processes that torchrun has started again (--max-restarts) share the runs afresh.
+        self.store = dist.PrefixStore(f"series {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
 
     def __iter__(self):
         """The runs that are this process's, of 0 to n - 1: each time the next one that no process has taken."""
@@ -53,12 +55,14 @@ class Series:
     def results(self):
         """The results of all n runs. Waits for the other processes."""
         keys = [f"result {i}" for i in range(self.n)]
+        if not self.store.check(keys):
+            print("waiting for the runs of the other processes", flush=True)
         while not self.store.check(keys):
             time.sleep(0.2)
         return [self.store.get(key).decode() for key in keys]
 
 
-# One run, data-parallel. Where one process works on a run, nothing of this does anything.
+# One run, data-parallel. If one process works on a run alone, the functions below do nothing.
 
 
 def rank():
@@ -90,7 +94,7 @@ def together(device):
 
 
 def is_end_of_another(error):
-    """Is it the error of a message to a process that has ended?"""
+    """Is it the error of a process that cannot reach another one, as that has ended?"""
     return isinstance(error, dist.DistError) or (size() > 1 and "gloo" in str(error))
 
 
@@ -100,21 +104,39 @@ def wait():
         dist.barrier()
 
 
+@contextlib.contextmanager
+def first_one_first():
+    """Inside: the first process; when it has left, the others."""
+    if rank() > 0:
+        wait()
+    try:
+        yield
+    finally:
+        if rank() == 0:
+            wait()
+
+
 def own_rows(batches, seed, start):
     """The batches from step `start` on; of each the rows that are this process's, as many as every other's.
 
-    A step of each process but the first has random numbers that follow from (seed, step, rank), so that they are its
-    own, and the same after a resume. Those of the first process are as if it were alone.
+    In each process except the first one, the random numbers of a step follow from (seed, step, rank). So they differ
+    from those of the other processes, and are the same after a resume. InputError if the rows cannot be shared equally.
     """
     n = size()
-    for step in itertools.count(start):
-        if rank() > 0:
-            torch.manual_seed(int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0]))
-        batch = next(batches)
-        if any(len(each) % n for each in batch):
-            rows = ", ".join(f"{len(each):,}" for each in batch)
-            raise InputError(f"{n} processes cannot share a batch equally whose numbers of rows are {rows}.")
-        yield tuple(each.chunk(n)[rank()] for each in batch)
+    if n == 1:
+        return batches
+
+    def shared():
+        for step in itertools.count(start):
+            if rank() > 0:
+                torch.manual_seed(int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0]))
+            batch = next(batches)
+            if any(len(each) % n for each in batch):
+                rows = " and ".join(f"{len(each):,}" for each in batch)
+                raise InputError(f"{n} processes cannot share {rows} images of a batch equally: change --batch_size.")
+            yield tuple(each.chunk(n)[rank()] for each in batch)
+
+    return shared()
 
 
 @torch.no_grad()
@@ -127,6 +149,12 @@ def average(tensors):
     flat = flat / size()
     for each, mean in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
         each.copy_(mean.view_as(each))
+
+
+def copy_from_first(tensors):
+    """Replace each tensor by that of the first process, in place."""
+    for each in tensors if size() > 1 else ():
+        dist.broadcast(each, 0)
 
 
 def largest(number):

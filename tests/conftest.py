@@ -3,6 +3,7 @@
 import hashlib
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,11 @@ from codebase.models.vae import VAE
 from codebase.utils import log_mean_exp, log_normal
 
 ROOT = Path(__file__).parent.parent
+
+# Older versions of PyTorch do not compile loss.backward().
+COMPILED = "compiled, ready" if hasattr(torch._dynamo.config, "trace_autograd_ops") else "its loss compiled, ready"
+
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no compiler")
 
 
 @pytest.fixture(autouse=True)

@@ -3,12 +3,11 @@
 import contextlib
 import copy
 import inspect
-import shutil
 from functools import partial
 
 import pytest
 import torch
-from conftest import save_digits
+from conftest import COMPILED, needs_compiler, save_digits
 from torch import nn
 
 from codebase import InputError, checkpoints, data, experiment, fast, precision
@@ -23,11 +22,6 @@ X = torch.randint(0, 256, (60, 784), dtype=torch.uint8, generator=torch.Generato
 COLOUR = torch.randint(0, 256, (60, 3072), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(60) % 10
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-
-# Older versions of PyTorch do not compile loss.backward().
-COMPILED = "compiled, ready" if hasattr(torch._dynamo.config, "trace_autograd_ops") else "its loss compiled, ready"
-
-needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no compiler")
 
 
 def batches_of(model, device, start=0):
