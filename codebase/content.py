@@ -49,7 +49,8 @@ def judge(data, device):
     path = Path("checkpoints", f"classifier_data={data.name}_train={len(data.x_train)}.pt")
     torch.manual_seed(0)
     classifier = Classifier(data.shape, data.classes).to(device)
-    if not processes.largest(int(not path.exists())):
+    missing = processes.largest(int(not path.exists()))  # in any process; then all train
+    if not missing:
         try:
             checkpoints.load_weights(classifier, path)
         except InputError as error:
