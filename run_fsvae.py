@@ -12,7 +12,8 @@ from functools import partial
 
 import torch
 
-from codebase import InputError, content, data, pictures
+from codebase import content, data, pictures
+from codebase.errors import InputError
 from codebase.experiment import draw_styles, open_run, run_main, train_or_load
 from codebase.flags import IW, precision, size, text, whole
 from codebase.models.fsvae import FSVAE

@@ -12,7 +12,8 @@ from functools import partial
 
 import torch
 
-from codebase import InputError, data, evaluate, pictures
+from codebase import data, evaluate, pictures
+from codebase.errors import InputError
 from codebase.experiment import draw_styles, open_run, run_main, train_or_load
 from codebase.flags import size, weight, whole
 from codebase.models.ssvae import SSVAE

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from codebase import InputError, processes
+from codebase import processes
+from codebase.errors import InputError
 
 # Constants that some editions of the homework saved, which no model here needs.
 SKIPPED = {"y_prior", "x_v"}

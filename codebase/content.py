@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from codebase import InputError, checkpoints, evaluate, processes
+from codebase import checkpoints, evaluate, processes
 from codebase.data import labelled_batches, one_hot
+from codebase.errors import InputError
 from codebase.train import Adam, train
 
 STEPS = 2000  # of the classifier's training, with batches of 100

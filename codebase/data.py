@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from codebase import InputError, glyphs, processes
+from codebase import glyphs, processes
+from codebase.errors import InputError
 
 
 class Data(NamedTuple):

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from codebase import NonFiniteError, precision, processes
+from codebase import precision, processes
 from codebase.checkpoints import random_state, restore_random_state
 from codebase.data import scaled
+from codebase.errors import NonFiniteError
 from codebase.utils import log_mean_exp
 
 IMAGES = 100  # images in a chunk, at most, where there are several samples of each

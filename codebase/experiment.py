@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import torch
 
-from codebase import InputError, NonFiniteError, checkpoints, evaluate, fast, pictures, precision, processes, summary
+from codebase import checkpoints, evaluate, fast, pictures, precision, processes, summary
 from codebase.curves import Curves
 from codebase.data import Data
+from codebase.errors import InputError, NonFiniteError
 from codebase.flags import FREE, parse_flags, replicates
 from codebase.results import circumstances, finished, recorded, write_results
 from codebase.train import Adam, learning_rate, train, training_step

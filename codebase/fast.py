@@ -11,8 +11,9 @@ import time
 
 import torch
 
-from codebase import InputError, processes
+from codebase import processes
 from codebase.checkpoints import random_state, restore_random_state
+from codebase.errors import InputError
 
 STEPS = 10_000  # on a CPU the compiler takes as long as it saves in about this many steps
 

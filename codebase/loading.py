@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from codebase import InputError, checkpoints
+from codebase import checkpoints
+from codebase.errors import InputError
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from codebase import InputError
+from codebase.errors import InputError
 
 
 def started():

@@ -9,7 +9,8 @@ import time
 import torch
 from tqdm import tqdm
 
-from codebase import NonFiniteError, processes
+from codebase import processes
+from codebase.errors import NonFiniteError
 
 LOG_EVERY = 100  # steps between two points of a curve, and between two looks at the loss: each is a device sync
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from conftest import ROOT, Trap, same
 
-from codebase import InputError, checkpoints
+from codebase import checkpoints
+from codebase.errors import InputError
 from codebase.models.gmvae import GMVAE
 from codebase.models.vae import VAE
 from codebase.train import Adam

@@ -4,8 +4,9 @@ import pytest
 import torch
 from conftest import save_digits
 
-from codebase import InputError, content, data, evaluate
+from codebase import content, data, evaluate
 from codebase.content import Classifier
+from codebase.errors import InputError
 
 
 @pytest.fixture

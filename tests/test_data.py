@@ -14,7 +14,8 @@ import torch
 from conftest import printed_by, save_digits, save_svhn
 from torchvision.datasets import MNIST, SVHN
 
-from codebase import InputError, data
+from codebase import data
+from codebase.errors import InputError
 
 # MNIST
 

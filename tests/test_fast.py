@@ -10,8 +10,9 @@ import torch
 from conftest import COMPILED, needs_compiler, save_digits
 from torch import nn
 
-from codebase import InputError, checkpoints, data, experiment, fast, precision
+from codebase import checkpoints, data, experiment, fast, precision
 from codebase import train as train_module
+from codebase.errors import InputError
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE

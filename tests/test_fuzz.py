@@ -16,7 +16,8 @@ from conftest import ROOT, same, save_svhn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codebase import InputError, checkpoints, data, summary
+from codebase import checkpoints, data, summary
+from codebase.errors import InputError
 from codebase.experiment import run_name
 from codebase.flags import SHARED_FLAGS, parse_flags
 from codebase.models.vae import VAE

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import codebase
-from codebase import InputError
+from codebase.errors import InputError
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from codebase import NonFiniteError, data
+from codebase import data
+from codebase.errors import NonFiniteError
 from codebase.models.vae import VAE
 from codebase.train import Adam, learning_rate, set_rate, train
 
