@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from codebase import summary
+from codebase.runs import tables
 
 
 def fail(reason):
@@ -24,11 +24,11 @@ def main():
     parser.add_argument("--out", metavar="FILE", help="write it to this file, too")
     parser.add_argument("--json", action="store_true", help="JSON instead of Markdown")
     flags = parser.parse_args()
-    configurations, left_out = summary.read(Path("logs").glob("model=*_run=*"))
+    configurations, left_out = tables.read(Path("logs").glob("model=*_run=*"))
     if flags.json:
         text = json.dumps({"configurations": configurations, "left_out": left_out}, indent=1)
     else:
-        text = summary.report(configurations, left_out)
+        text = tables.report(configurations, left_out)
     sys.stdout.reconfigure(errors="backslashreplace")
     print(text)
     if not configurations:

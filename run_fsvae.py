@@ -1,8 +1,8 @@
 """Train and evaluate the fully supervised VAE on SVHN: style and content (homework, bonus problem).
 
 Commands:
-    python run_fsvae.py                      train; Ctrl-C stops it when the digits in samples.png please you
-    python run_fsvae.py --resume 1           go on from there
+    python run_fsvae.py                      train; Ctrl-C stops it, when the digits in samples.png are good enough
+    python run_fsvae.py --resume 1           resume it
     python run_fsvae.py --train 0 --full 1   load the newest checkpoint, draw, report the negative IWAE bounds too
     python run_fsvae.py --split train        on SVHN's 73,257 images for training instead of its 531,131 extra ones
     tensorboard --logdir logs --samples_per_plugin images=100       the curves, and the pictures of every checkpoint
@@ -12,63 +12,63 @@ from functools import partial
 
 import torch
 
-from codebase import content, data, pictures
+from codebase import data
 from codebase.errors import InputError
-from codebase.experiment import draw_styles, open_run, run_main, train_or_load
-from codebase.flags import IW, precision, size, text, whole
+from codebase.judge import report_content
 from codebase.models.fsvae import FSVAE
-from codebase.results import report, report_content
+from codebase.runs import pictures
+from codebase.runs.course import open_run, train_or_load
+from codebase.runs.flags import DATASET, ITER_MAX, IW, Flag, precision_flag, size, whole
+from codebase.runs.main import run_main
+from codebase.runs.results import report
 
-FLAGS = [  # name, default, type or choices, what it is
-    ("dataset", "auto", text, "auto, svhn, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"),
-    ("split", "extra", tuple(data.SVHN_SPLITS), "SVHN's training images: extra, train, or train+extra"),
-    ("z", 10, size, "dimension of the latent z"),
-    ("iter_max", 1_000_000, whole(1), "training steps in all; with --train 0: the step of the checkpoint to load"),
-    ("keep", 3, whole(0), "checkpoints to keep, the newest, beside that of the last step; 0: all"),
+FLAGS = [
+    Flag("z", 10, size, "dimension of the latent z"),
+    Flag("split", "extra", tuple(data.SVHN_SPLITS), "which of SVHN's images are the training images"),
+    Flag("dataset", "auto", str, DATASET.format("svhn"), True, "data={}"),
     IW,
-    precision("highest"),  # "medium" is the default of the models for which docs/speed.md compares them over seeds
+    Flag("iter_max", 1_000_000, whole(1), ITER_MAX, False),
+    Flag("keep", 3, whole(0), "keep so many checkpoints, the newest ones, and that of the last step; 0: all", False),
+    precision_flag("highest"),  # "medium" is the default of the models for which docs/speed.md compares both
 ]
 
 
 def main(flags):
-    # Data, run.
-    if "split" in flags.off_default and flags.dataset not in ("auto", "svhn"):
-        raise InputError(
-            f"--split {flags.split} chooses among SVHN's files: it does not go with --dataset {flags.dataset}."
-        )
+    if flags.split != "extra" and flags.dataset not in ("auto", "svhn"):
+        raise InputError(f"--split {flags.split} is for SVHN: it does not go with --dataset {flags.dataset}.")
     images = data.load(flags.dataset, flags.data_dir, "svhn", flags.split)
     data.require_labels(images)
     if images.name != "svhn":
-        flags.split = None  # there is none, in the name as in the results
-        flags.off_default.discard("split")
-    run = open_run("fsvae", flags, images, own=("z", "split"), usual_data="svhn")
-    splits = data.labelled_splits(images, run.device)
+        flags.split = None
+    with open_run("fsvae", flags, images, usual_data="svhn") as run:
+        if run.finished:
+            return
 
-    # Model.
-    torch.manual_seed(flags.seed)
-    model = FSVAE(z_dim=flags.z, iw=flags.iw, classes=images.classes, x_dim=images.x_dim).to(run.device)
+        # Model and data.
+        torch.manual_seed(flags.seed)
+        model = FSVAE(z_dim=flags.z, iw=flags.iw, classes=images.classes, x_dim=images.x_dim).to(run.device)
+        x, y = images.x_train.to(run.device), images.y_train.to(run.device)
+        batches = partial(data.labelled_batches, x, y, images.classes, flags.batch_size, flags.seed)
+        splits = data.labelled_splits(images, run.device)
 
-    # Train or load, then report.
-    x, y = images.x_train.to(run.device), images.y_train.to(run.device)
-    batches = partial(data.labelled_batches, x, y, images.classes, flags.batch_size, flags.seed)
-    train_or_load(run, model, batches, partial(draw, run, model, *splits["subset"]), splits)
-    report(run, model, splits, bits=True)
-    report_content(run, model, content.judge(images, run.device))
-    return run
+        # Train or load, then report.
+        train_or_load(run, model, batches, partial(draw, run, model, *splits["subset"]), splits)
+        report(run, model, splits, bits=True)
+        report_content(run, model)
 
 
 def draw(run, model, x, y, writer, step):
-    """samples.png: twenty styles in every digit. reconstructions.png: an image of each class, what the model makes of
-    it, and its style in every digit. Of many classes the first pictures.CLASSES."""
-    every_y = draw_styles(run, model, writer, step)  # (C, C)
+    """samples.png: twenty styles in every digit. reconstructions.png: for each class an image, its reconstruction, and
+    its style in every digit. Of many classes, the first pictures.CLASSES are shown."""
+    every_y = pictures.draw_styles(run, model, writer, step)  # (C, C)
     label = y.argmax(-1)
-    shown = label.unique()[: pictures.CLASSES]  # an image of each class there is
+    shown = label.unique()[: pictures.CLASSES]
     rows = torch.stack([(label == c).nonzero()[0, 0] for c in shown])
     x, y = data.scaled(x[rows]), y[rows]
     z = model.posterior(x, y)[0]  # (n, D)
     styles = model.mean_x(z.unsqueeze(1), every_y)  # (n, C, X)
     tiles = torch.cat([x.unsqueeze(1), model.reconstruct(x, y).unsqueeze(1), styles], dim=1)  # (n, 2 + C, X)
-    pictures.show("reconstructions", pictures.grid(tiles, run.data.shape, tiles.shape[1]), run.logs, writer, step)
+    pictures.show(run, "reconstructions", tiles, writer, step, columns=tiles.shape[1])
 
 
 if __name__ == "__main__":

@@ -12,33 +12,35 @@ from functools import partial
 import torch
 
 from codebase import data
-from codebase.experiment import draw_samples, open_run, run_main, train_or_load
-from codebase.flags import IW, size
 from codebase.models.gmvae import GMVAE
-from codebase.results import report
+from codebase.runs.course import open_run, train_or_load
+from codebase.runs.flags import IW, Flag, size
+from codebase.runs.main import run_main
+from codebase.runs.pictures import draw_samples
+from codebase.runs.results import report
 
-FLAGS = [  # name, default, type, what it is
-    ("z", 10, size, "dimension of the latent z"),
-    ("k", 500, size, "components of the prior"),
+FLAGS = [
+    Flag("z", 10, size, "dimension of the latent z", always=True),
+    Flag("k", 500, size, "components of the prior", always=True),
     IW,
 ]
 
 
 def main(flags):
-    # Data, run.
     images = data.load(flags.dataset, flags.data_dir)
-    run = open_run(f"gmvae_z={flags.z}_k={flags.k}", flags, images)
-    splits = data.binary_splits(images, run.device)
+    with open_run("gmvae", flags, images) as run:
+        if run.finished:
+            return
 
-    # Model.
-    torch.manual_seed(flags.seed)
-    model = GMVAE(z_dim=flags.z, k=flags.k, iw=flags.iw, x_dim=images.x_dim).to(run.device)
+        # Model and data.
+        torch.manual_seed(flags.seed)
+        model = GMVAE(z_dim=flags.z, k=flags.k, iw=flags.iw, x_dim=images.x_dim).to(run.device)
+        batches = partial(data.binary_batches, images.x_train.to(run.device), flags.batch_size, flags.seed)
+        splits = data.binary_splits(images, run.device)
 
-    # Train or load, then report.
-    batches = partial(data.binary_batches, images.x_train.to(run.device), flags.batch_size, flags.seed)
-    train_or_load(run, model, batches, partial(draw_samples, run, model, *splits["subset"]), splits)
-    report(run, model, splits)
-    return run
+        # Train or load, then report.
+        train_or_load(run, model, batches, partial(draw_samples, run, model, *splits["subset"]), splits)
+        report(run, model, splits)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from codebase import checkpoints, data, evaluate
+from codebase import data, evaluate
 from codebase.models.vae import VAE
+from codebase.runs import checkpoints
 
 
 def main():

@@ -14,12 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from codebase import summary
+from codebase.runs import tables
 
 
 def read(name):
     """The configuration of the runs of this name."""
-    configurations, left_out = summary.read(Path("logs").glob(f"{name}_run=*"))
+    configurations, left_out = tables.read(Path("logs").glob(f"{name}_run=*"))
     if len(configurations) != 1:
         sys.exit(f"compare_runs.py: error: logs/ has {len(configurations)} configurations of {name}; {left_out}")
     return configurations[0]
@@ -36,10 +36,10 @@ def main():
     cells = [["", flags.first, flags.second, "difference", "seeds in both"]]
     for name in first["results"]:
         if name in second["results"]:
-            difference = summary.difference(second, first, name)
+            difference = tables.difference(second, first, name)
             numbers = [first["results"][name], second["results"][name], difference]
-            cells.append([summary.called(name), *(summary.in_words(x, digits=3) for x in numbers), difference["n"]])
-    print(summary.rows(cells))
+            cells.append([tables.called(name), *(tables.in_words(x, digits=3) for x in numbers), difference["n"]])
+    print(tables.markdown(cells))
 
 
 if __name__ == "__main__":

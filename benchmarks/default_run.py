@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from codebase import summary  # noqa: E402
+from codebase.runs import tables  # noqa: E402
 
 
 def seconds_of(command, folder, cache):
@@ -79,7 +79,7 @@ def main():
     for part, cold in runs[0].items():
         warm = [run[part] for run in runs[1:]]
         cells.append([part, f"{cold:.1f}", f"{statistics.median(warm):.1f}", f"{min(warm):.1f} to {max(warm):.1f}"])
-    print(summary.rows(cells))
+    print(tables.markdown(cells))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from torchvision.transforms import ToTensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from codebase import data, fast, precision
+from codebase import data, fast, matmul_precision
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
@@ -105,19 +105,13 @@ def textbook_loop(model, images, prepare, device):
 def our_loop(model, batches, device, quick, asked="highest"):
     """Endless: trains a hundred steps at each next()."""
     optimizer = Adam(model.parameters(), 1e-3)
-    bfloat16 = precision.in_bfloat16(asked, device)
-    casting = partial(precision.cast_back, model) if bfloat16 else contextlib.nullcontext
-    with precision.products(precision.training_setting(asked, device)), casting():
+    with matmul_precision.training(model, asked, device) as bfloat16:
         update = partial(training_step, model, optimizer, bfloat16=bfloat16)
         if quick:
             update, how = fast.faster(update, next(batches))
             print(f"{asked}: {how}", flush=True)
     while True:
-        with (
-            precision.products(precision.training_setting(asked, device)),
-            casting(),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
+        with matmul_precision.training(model, asked, device), contextlib.redirect_stderr(io.StringIO()):
             train(
                 model,
                 batches,
@@ -136,7 +130,7 @@ def products(device):
     n = 1024 if device.type == "cpu" else 8192
     a, b = torch.randn(2, n, n, device=device)
     while True:
-        with precision.products(precision.evaluation_setting(device)):
+        with matmul_precision.matmul_precision(matmul_precision.evaluation_setting(device)):
             c = a @ b
             c[0, 0].item()
         yield 2 * n**3

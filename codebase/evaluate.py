@@ -1,7 +1,7 @@
-"""Bounds with their standard errors over images. No gradients, random numbers of its own: training is not disturbed.
+"""Bounds with their standard errors over images. Their random numbers are their own: training is not disturbed.
 
-A split is a tuple of tensors, one row an image, as the model's methods take them: (x,), or (x, y) with labels. Where x
-is uint8 it is scaled to [0, 1] part by part, so that a large test set stays small in memory.
+A split is a tuple of tensors with a row for each image, as the model's methods take them: (x,), or (x, y) with labels.
+If x is uint8, it is scaled to [0, 1] part by part, so that a large test set stays small in memory.
 Dimension letters: B images, D latent dimensions, M importance samples.
 """
 
@@ -12,14 +12,14 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from codebase import precision, processes
-from codebase.checkpoints import random_state, restore_random_state
-from codebase.data import scaled
+from codebase import processes
 from codebase.errors import NonFiniteError
-from codebase.utils import log_mean_exp
+from codebase.matmul_precision import evaluation_setting, matmul_precision
+from codebase.random_state import kept_random_state
+from codebase.utils import log_mean_exp, scaled
 
-IMAGES = 100  # images in a chunk, at most, where there are several samples of each
-ROWS = 2000  # images in a chunk, or images x samples x labels where there are several samples: this bounds the memory
+IMAGES = 100  # images in a chunk, at most, if there are several samples of each
+ROWS = 2000  # images in a chunk, or images x samples x labels if there are several samples: limits the memory
 ELBO_SAMPLES = 10  # draws of z for each image, averaged; they leave little but the spread between images
 
 
@@ -30,8 +30,11 @@ class Estimate(NamedTuple):
     se: float
     n: int
 
+    def __format__(self, digits):
+        return f"{self.mean:{digits or '.2f'}} ± {self.se:{digits or '.2f'}}"
+
     def __str__(self):
-        return f"{self.mean:.2f} ± {self.se:.2f}"
+        return format(self)
 
     def record(self):
         """As a dict for JSON, which has no nan: null."""
@@ -39,7 +42,7 @@ class Estimate(NamedTuple):
 
 
 def over_images(values):
-    """The Estimate from one number per image, (n,). NonFiniteError where one of them is not finite."""
+    """The Estimate from one number per image, (n,). NonFiniteError if one of them is not finite."""
     values, n = values.cpu().double(), len(values)  # Apple's GPUs have no float64
     bad = n - int(values.isfinite().sum())
     if bad:
@@ -49,24 +52,22 @@ def over_images(values):
 
 @contextmanager
 def evaluating(model):
-    """Inside: no gradient, evaluation mode, products in float32, random numbers of seed 0. All undone after."""
-    random, training = random_state(), model.training
-    device = next(model.parameters()).device
-    try:
-        model.eval()
+    """Inside: no gradients, evaluation mode, float32 products, random numbers of seed 0. All is undone after it."""
+    was_training, device = model.training, next(model.parameters()).device
+    with kept_random_state(), torch.no_grad(), matmul_precision(evaluation_setting(device)):
         torch.manual_seed(0)
-        with torch.no_grad(), precision.products(precision.evaluation_setting(device)):
+        model.eval()
+        try:
             yield
-    finally:
-        model.train(training)
-        restore_random_state(random)
+        finally:
+            model.train(was_training)
 
 
 def each_chunk(function, split, size):
-    """function(*chunk) for each chunk of `size` images of a split, put together: {name: tensor}, a row an image.
+    """function(*chunk) for each chunk of `size` images of a split, concatenated: {name: tensor}, one row per image.
 
-    function: x, *y as floats -> {name: tensor}, a row an image. The random numbers of chunk i are those of seed i, so
-    that the results do not depend on how many processes share the chunks. To be called inside `evaluating`.
+    function: x, *y as floats -> {name: tensor}, one row per image. The random numbers of chunk i are those of seed i,
+    so the results do not depend on how many processes share the chunks. To be called inside `evaluating`.
     """
     parts = list(zip(*(t.split(size) for t in split), strict=True))
     own = []
@@ -78,7 +79,7 @@ def each_chunk(function, split, size):
     return {name: torch.cat([each[name] for each in every]).to(split[0].device) for name in every[0]}
 
 
-def rows(x, labels=1):
+def chunk_size(x, labels=1):
     """ROWS, or fewer if images x (N, X) have more than 784 pixels, or sums run over more than 10 labels."""
     return max(1, ROWS * 784 // max(784, x.shape[1]) * 10 // max(10, labels))
 
@@ -91,7 +92,7 @@ def elbo(model, split):
         return {name: sum(draw[name] for draw in draws) / ELBO_SAMPLES for name in draws[0]}
 
     with evaluating(model):
-        of_images = each_chunk(terms, split, rows(split[0], model.labels_per_image))
+        of_images = each_chunk(terms, split, chunk_size(split[0], model.labels_per_image))
     return {name: over_images(values) for name, values in of_images.items()}
 
 
@@ -99,13 +100,12 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
     """The negative IWAE bounds -L_m on a split, in nats, and how far to trust them.  (Problem 3.3)
 
     Returns {m: Estimate}, each unbiased, and an Estimate of the relative effective sample size of an image's max(ms)
-    importance weights, (sum w)^2 / (M sum w^2), in (0, 1]: 1 where q(z|x) is the true posterior and every bound is
-    exactly log p(x); 1/M where one sample outweighs all others, and more samples would still tighten the bound.
+    importance weights, (sum w)^2 / (M sum w^2), in (0, 1]. It is 1 if q(z|x) is the true posterior; then every bound is
+    exactly log p(x). It is 1/M if one sample outweighs all others; then more samples would still tighten the bound.
 
-    All bounds come from the same max(ms) samples of each image: that of L_m is the average over as many groups of m as
-    they make up, so that a smaller m is estimated more precisely than from m samples, and where each m divides the next
-    a larger m never has the looser bound. Memory is bounded by ROWS, except for the log-weights of IMAGES images: 4
-    bytes a sample.
+    All bounds come from the same max(ms) samples of each image. L_m is averaged over all groups of m among them, which
+    is more precise than one group. If each m divides the next one, a larger m never has the looser bound. Memory is
+    limited by ROWS, except for the log-weights of IMAGES images: 4 bytes for each sample.
     """
     largest, labels = max(ms), model.labels_per_image
     hidden = processes.started()[0] > 0
@@ -113,7 +113,7 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
 
     def bounds(x, *y):
         log_w = x.new_empty(largest, len(x))  # (M, B), filled in place: small pieces would fragment the heap
-        for part in log_w.split(max(1, rows(x) // (len(x) * labels))):
+        for part in log_w.split(max(1, chunk_size(x) // (len(x) * labels))):
             part.copy_(model.log_weights(x, len(part), *y)[0])
         of_m = {}  # {m: (B,)}
         for m in ms:
@@ -124,7 +124,7 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
         return of_m | {"ess": ess}
 
     with evaluating(model), bar:
-        of_images = each_chunk(bounds, split, min(IMAGES, rows(split[0], labels)))
+        of_images = each_chunk(bounds, split, min(IMAGES, chunk_size(split[0], labels)))
     ess = over_images(of_images.pop("ess"))
     return {m: over_images(values) for m, values in of_images.items()}, ess
 
@@ -144,7 +144,7 @@ def bits_per_dimension(nats, dimensions, density=True):
 def classify(model, x):
     """log q(y|x) of images x (N, X). Returns (N, C)."""
     with evaluating(model):
-        return each_chunk(lambda x: {"log_q": model.log_q_y(x)}, (x,), rows(x))["log_q"]
+        return each_chunk(lambda x: {"log_q": model.log_q_y(x)}, (x,), chunk_size(x))["log_q"]
 
 
 def accuracy(log_q, y):
@@ -177,8 +177,8 @@ def mistakes(log_q, y):
 def latent_units(model, split):
     """How the dimensions of z are used on a split: {'active', 'units', 'kl'}.
 
-    A unit is active where the posterior mean varies with the image: Var_x(E[z_u|x]) > 0.01 (Burda et al. 2016, section
-    5). 'kl' lists each unit's KL in nats, averaged over images, or is None where there is no closed form.
+    A unit is active if its posterior mean varies with the image: Var_x(E[z_u|x]) > 0.01 (Burda et al. 2016, section
+    5). 'kl' lists each unit's KL in nats, averaged over images, or is None if there is no closed form.
     """
 
     def units(x, *y):
@@ -186,7 +186,7 @@ def latent_units(model, split):
         return {"mean": mean} if kl is None else {"mean": mean, "kl": kl}
 
     with evaluating(model):
-        of_images = each_chunk(units, split, rows(split[0], model.labels_per_image))
+        of_images = each_chunk(units, split, chunk_size(split[0], model.labels_per_image))
     means = of_images["mean"]  # (B, D)
     kl = of_images["kl"].mean(0).tolist() if "kl" in of_images else None
     return {"active": int((means.var(0, correction=0) > 0.01).sum()), "units": means.shape[1], "kl": kl}

@@ -1,8 +1,8 @@
 """The training step made faster by transformation: compiled on a CPU, recorded as a CUDA graph on a GPU.
 
-On a CPU the step of a small model is spent on moving numbers between dozens of operations: torch.compile makes one
-function of them. On CUDA it is spent on launching them: a CUDA graph launches all at once. Both are made from
-train.training_step itself, so that what is edited there is what runs.
+The step of a small model has dozens of short operations. On a CPU most of the time goes into moving numbers between
+them: torch.compile makes one function of them. On a GPU it goes into starting them: a CUDA graph starts all at once.
+Both are made from train.training_step itself, so that what is edited there is what runs.
 """
 
 import functools
@@ -12,51 +12,50 @@ import time
 import torch
 
 from codebase import processes
-from codebase.checkpoints import random_state, restore_random_state
 from codebase.errors import InputError
+from codebase.random_state import kept_random_state
 
 STEPS = 10_000  # on a CPU the compiler takes as long as it saves in about this many steps
 
 
-def pays(device, steps):
-    """Is the faster update worth its preparation, for so many steps?"""
+def worth_compiling(device, steps):
+    """Does the faster update save more time, in so many steps, than its preparation takes?"""
     return device.type == "cuda" or (device.type == "cpu" and steps >= STEPS)
 
 
 def faster(update, batch):
-    """A faster update(batch), or `update` itself, and in words which. Model and optimizer stay as they are.
+    """A faster update(batch) and its description; `update` itself if none can be made that computes the same.
 
-    update: partial(training_step, model, optimizer, ...), which the faster one is made from and compared with, on two
-    steps from here. If it cannot be made, as where there is no compiler, or computes something else, it is not taken.
-    batch: of the shape of all batches to come.
+    update: partial(training_step, model, optimizer, ...). The faster one is made from it, and compared with it in two
+    steps, which are undone. batch: of the shape of all batches to come.
     """
     began, cuda = time.monotonic(), batch[0].is_cuda
     ways = {"a CUDA graph": graphed} if cuda else {"compiled": compiled, "its loss compiled": loss_compiled}
-    with torch.cuda.stream(torch.cuda.Stream() if cuda else None):  # a graph needs it to have run on another stream
-        expected = trial(update, batch)
+    with torch.cuda.stream(torch.cuda.Stream() if cuda else None):  # recording needs a first run on another stream
+        expected = dry_run(update, batch)
     reasons = []
     for tried, (how, make) in enumerate(ways.items(), 1):
         try:
             quick = make(update, batch)
-            compare(trial(quick, batch, of=update), expected)
-        except Exception as error:  # compilers and drivers fail in a hundred ways, and none is needed
+            compare(dry_run(quick, batch, of=update), expected)
+        except Exception as error:  # compilers and drivers fail with any error, and the run needs none of them
             reasons.append(f"{type(error).__name__}: {error}".strip().split("\n")[0])
             if processes.size() > 1:
-                trial(update, batch)  # the gradients that the other processes now wait for
+                dry_run(update, batch)  # the other processes wait for these gradients
         if processes.largest(len(reasons)) > len(reasons):
             reasons.append("it fails in another process")
         if len(reasons) < tried:
             why = f"; not all of it ({reasons[0]})" if reasons else ""
             return quick, f"{how}, ready after {time.monotonic() - began:.0f} s{why}"
-    return update, f"the plain one, as the faster one fails ({reasons[-1]})"
+    return update, f"the plain one, because the faster one fails ({reasons[-1]})"
 
 
 def check(quick, update, batch, step):
-    """InputError if the faster update no longer does what `update` does, two steps on from where training is."""
+    """InputError if the faster update no longer does what `update` does, in two steps from where training is."""
     if quick is update:
         return
     try:
-        compare(trial(quick, batch, of=update), trial(update, batch))
+        compare(dry_run(quick, batch, of=update), dry_run(update, batch))
     except ArithmeticError as error:
         raise InputError(
             f"after step {step:,} the faster update differs from training_step: {error}. Does a Python number in the "
@@ -70,23 +69,22 @@ def compare(found, expected):
         raise ArithmeticError(f"its losses are {found.tolist()} instead of {expected.tolist()}")
 
 
-def trial(update, batch, of=None):
-    """The losses of two updates, (2,), on the CPU. The updates, and the random numbers that they drew, are undone.
+def dry_run(update, batch, of=None):
+    """The losses of two updates, (2,), on the CPU. What they change is put back: model, optimizer, random numbers.
 
     of: partial(training_step, model, optimizer, ...), if `update` is not that itself.
     """
     model, optimizer = (of or update).args
-    synchronize = torch.cuda.synchronize if batch[0].is_cuda else lambda: None  # whatever streams they are on
+    synchronize = torch.cuda.synchronize if batch[0].is_cuda else lambda: None  # for work on other streams
     synchronize()
     tensors = [*model.parameters(), *model.buffers()]
     for each in [*optimizer.state.values(), *optimizer.param_groups]:
         tensors += [value for value in each.values() if isinstance(value, torch.Tensor)]
     before, with_state = [tensor.detach().clone() for tensor in tensors], set(optimizer.state)
-    random = random_state()
     try:
-        return torch.stack([update(batch)["train/loss"] for _ in range(2)]).cpu()
+        with kept_random_state():
+            return torch.stack([update(batch)["train/loss"] for _ in range(2)]).cpu()
     finally:
-        restore_random_state(random)
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
@@ -118,14 +116,14 @@ def loss_compiled(update, batch):
 
 
 def torch_compile(function):
-    torch.compiler.reset()  # of a model before this one, whose function it would take for the same
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # its remarks on CUDA, on a CPU
-    logging.getLogger("torch._dynamo.variables.ctx_manager").setLevel(logging.ERROR)  # and on the profiler
+    torch.compiler.reset()  # or it would take the function of an earlier model for this one
+    for name in ("torch.utils.cpp_extension", "torch._dynamo.variables.ctx_manager"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # their remarks on CUDA and on the profiler
     return torch.compile(function, fullgraph=True, options={"fallback_random": True})  # PyTorch's own random numbers
 
 
 def graphed(update, batch):
-    """`update`, recorded as a CUDA graph. What it is given is copied to where the graph reads it."""
+    """`update`, recorded as a CUDA graph. Each batch is copied to the tensors that the graph reads."""
     optimizer = update.args[1]
     if not optimizer.state:
         raise RuntimeError(f"{type(optimizer).__name__} makes its state in its first step, too late to be recorded")

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from codebase import checkpoints
 from codebase.errors import InputError
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
+from codebase.runs import checkpoints
 
 
 def load(path, model=None, device="cpu"):

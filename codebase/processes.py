@@ -1,10 +1,10 @@
-"""Several processes, as torchrun starts them: they share the runs of a series, or all of them work on one run.
+"""Several processes, started by torchrun: they share the runs of a series, or all of them work on one run.
 
     torchrun --nproc-per-node 2 run_vae.py --replicates 10      a series: each process takes the next run
     torchrun --nproc-per-node 2 run_vae.py                      one run, data-parallel
 
 Data-parallel: every process executes the whole program, with the same weights. It computes the gradient for its rows
-of each batch, and the gradients are averaged. It evaluates its chunks of the images. The process of rank 0 alone prints
+of each batch, and the gradients are averaged. It evaluates its chunks of the images. Only the process of rank 0 prints
 and writes files. Without torchrun there is one process, of rank 0.
 """
 
@@ -26,43 +26,25 @@ def started():
 
 
 def take_gpu():
-    """Let "cuda" be a GPU of this process's own, or one that it shares if there are fewer GPUs than processes."""
+    """Let "cuda" be a GPU for this process alone; if there are fewer GPUs than processes, they share them."""
     if started()[1] > 1:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
 
 
-# A series: the processes exchange nothing but who takes which run.
+def share(function, n):
+    """[function(0), ..., function(n - 1)], texts. Each process takes the next number that no other one has taken."""
+    store = next(dist.rendezvous("env://"))[0] if started()[1] > 1 else dist.HashStore()
+    # Processes that torchrun has started again (--max-restarts) share the numbers anew.
+    store = dist.PrefixStore(f"share {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    while (i := store.add("taken", 1) - 1) < n:
+        store.set(f"result {i}", function(i))
+    results = [f"result {i}" for i in range(n)]
+    while not store.check(results):  # for the other processes
+        time.sleep(0.2)
+    return [store.get(result).decode() for result in results]
 
 
-class Series:
-    """n runs, shared among the processes."""
-
-    def __init__(self, n):
-        self.n = n
-        store = next(dist.rendezvous("env://"))[0] if started()[1] > 1 else dist.HashStore()
-        # Processes that torchrun has started again (--max-restarts) share the runs afresh.
-        self.store = dist.PrefixStore(f"series {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
-
-    def __iter__(self):
-        """The runs that are this process's, of 0 to n - 1: each time the next one that no process has taken."""
-        while (i := self.store.add("taken", 1) - 1) < self.n:
-            yield i
-
-    def done(self, i, result):
-        """Run i is done. result: a text, for `results`."""
-        self.store.set(f"result {i}", result)
-
-    def results(self):
-        """The results of all n runs. Waits for the other processes."""
-        keys = [f"result {i}" for i in range(self.n)]
-        if not self.store.check(keys):
-            print("waiting for the runs of the other processes", flush=True)
-        while not self.store.check(keys):
-            time.sleep(0.2)
-        return [self.store.get(key).decode() for key in keys]
-
-
-# One run, data-parallel. If one process works on a run alone, the functions below do nothing.
+# One run, data-parallel. The functions below do nothing if one process works on a run alone.
 
 
 def rank():
@@ -95,7 +77,7 @@ def together(device):
 
 
 def is_end_of_another(error):
-    """Is it the error of a process that cannot reach another one, as that has ended?"""
+    """Is it the error of a process that cannot reach another one, because that one has ended?"""
     return isinstance(error, dist.DistError) or (size() > 1 and "gloo" in str(error))
 
 
@@ -107,7 +89,7 @@ def wait():
 
 @contextlib.contextmanager
 def first_one_first():
-    """Inside: the first process; when it has left, the others."""
+    """Inside: first the process of rank 0; when it has left the block, the others."""
     if rank() > 0:
         wait()
     try:
@@ -118,10 +100,10 @@ def first_one_first():
 
 
 def own_rows(batches, seed, start):
-    """The batches from step `start` on; of each the rows that are this process's, as many as every other's.
+    """The batches from step `start` on, of each only this process's rows. All processes have the same number of rows.
 
     In each process except the first one, the random numbers of a step follow from (seed, step, rank). So they differ
-    from those of the other processes, and are the same after a resume. InputError if the rows cannot be shared equally.
+    between processes, and are the same after a resume. InputError if the rows cannot be shared equally.
     """
     n = size()
     if n == 1:
@@ -152,6 +134,7 @@ def average(tensors):
         each.copy_(mean.view_as(each))
 
 
+@torch.no_grad()
 def copy_from_first(tensors):
     """Replace each tensor by that of the first process, in place."""
     for each in tensors if size() > 1 else ():
@@ -160,15 +143,11 @@ def copy_from_first(tensors):
 
 def largest(number):
     """The largest of the processes' numbers."""
-    if size() == 1:
-        return number
-    tensor = torch.tensor(number)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return tensor.item()
+    return max(gathered([number]))
 
 
 def gathered(own):
-    """A list of what the processes have in their lists, in turn: item i is that of process i mod size()."""
+    """The lists of all processes as one list, in turn: item i comes from process i mod size()."""
     if size() == 1:
         return own
     lists = [None] * size()

@@ -1,9 +1,7 @@
 """The training loop. It knows a model only by model.loss(*batch) -> (loss, {tag: value})."""
 
-import contextlib
 import functools
 import math
-import sys
 import time
 
 import torch
@@ -13,21 +11,6 @@ from codebase import processes
 from codebase.errors import NonFiniteError
 
 LOG_EVERY = 100  # steps between two points of a curve, and between two looks at the loss: each is a device sync
-
-
-class Lasting:
-    """Standard error for a progress bar: whoever reads it may leave, the training goes on."""
-
-    def write(self, text):
-        with contextlib.suppress(OSError):
-            sys.stderr.write(text)
-
-    def flush(self):
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
-
-    def __getattr__(self, name):
-        return getattr(sys.stderr, name)
 
 
 class Adam(torch.optim.Optimizer):
@@ -45,11 +28,20 @@ class Adam(torch.optim.Optimizer):
     def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0):
         super().__init__(parameters, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
         for group in self.param_groups:
-            # On a GPU if the parameters are there, for a CUDA graph to see them change.
-            device = "cuda" if group["params"][0].is_cuda else "cpu"
-            group["lr"], group["t"] = (torch.tensor(x, dtype=torch.float64, device=device) for x in (lr, 0))
+            group["lr"], group["t"] = (torch.tensor(x, dtype=torch.float64) for x in (lr, 0))
             for p in group["params"]:
                 self.state[p] = {key: torch.zeros_like(p, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
+        self.move()
+
+    def move(self):
+        """Move lr and t to the GPU if the parameters are there, so that a CUDA graph sees them change."""
+        for group in self.param_groups:
+            if group["params"][0].is_cuda:
+                group["lr"], group["t"] = group["lr"].cuda(), group["t"].cuda()
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self.move()
 
     @torch.no_grad()
     def step(self):
@@ -88,7 +80,7 @@ def training_step(model, optimizer, batch, bfloat16=False):
     changed or added here (clipping, an average of the weights, ...) is what runs, in every case. A number that changes
     during training should be a tensor, as model.step and param_groups[i]["lr"] are: a CUDA graph keeps the first value
     of a Python number.
-    bfloat16: round the factors of the networks' products to bfloat16, on a CPU, inside precision.cast_back(model).
+    bfloat16: on a CPU, round the factors of the networks' products to bfloat16, inside matmul_precision.training.
     If several processes train the model, the batch is this process's rows; gradients and terms are averaged over them.
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -142,7 +134,7 @@ def train(
     finished = dict(model.named_buffers()).get("step")
     points = []  # the loss and its terms at each step since the last look, on the device
     hidden = start >= iter_max or processes.started()[0] > 0
-    bar = tqdm(total=iter_max, initial=start, mininterval=0.5, unit="it", file=Lasting(), disable=hidden)
+    bar = tqdm(total=iter_max, initial=start, mininterval=0.5, unit="it", disable=hidden)
     with bar:
         for step in range(start + 1, iter_max + 1):
             if finished is not None:

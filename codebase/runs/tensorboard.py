@@ -1,4 +1,4 @@
-"""The curves, pictures and texts of a run, as TensorBoard reads them."""
+"""The curves, pictures and texts of a run, in the format of TensorBoard."""
 
 import contextlib
 import time
@@ -7,22 +7,21 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from codebase.checkpoints import naming
+from codebase.runs.files import named
 
 FLUSH_SECONDS = 10
 
 
-class Curves:
-    """An event file of its own in a folder, for a process that goes on after step `start`; to be left with `with`.
+class EventFile:
+    """A new event file in a folder, for a process that trains on from step `start`; to be used in a with block.
 
-    What an earlier process logged after that step is forgotten by TensorBoard. All that was added before a flush is in
-    the file, whatever ends the process afterwards; what cannot be written is an OSError. (tensorboardX's SummaryWriter
-    leaves the writing to a thread of its own: its flush does not wait for that, and once an error, such as a full disk,
-    has ended the thread, the next event waits for it forever.)
+    TensorBoard ignores what an earlier process logged after that step. A flush writes all that was added before it; a
+    write error is an OSError. (tensorboardX's SummaryWriter writes in another thread. Its flush does not wait for that
+    thread, and after an error there, such as a full disk, the next event waits forever.)
     """
 
     def __init__(self, folder, start):
-        self.path = folder / f"events.out.tfevents.{time.time():.6f}"  # TensorBoard reads a folder's files by name
+        self.path = folder / f"events.out.tfevents.{time.time():.6f}"  # TensorBoard reads the files in this order
         self.file = RecordWriter(str(self.path))
         self.flushed = time.monotonic()
         self.write(file_version="brain.Event:2")
@@ -32,19 +31,18 @@ class Curves:
         return self
 
     def __exit__(self, kind, *_):
-        with contextlib.suppress(OSError) if kind else naming(self.path):  # an error that is there already stays
+        with contextlib.suppress(OSError) if kind else named(self.path):  # do not hide an earlier error
             self.file.close()
 
     def write(self, **event):
-        """Add an event, and flush now and then, so that TensorBoard shows what is new."""
-        with naming(self.path):
+        """Add an event. Every few seconds all are flushed, so that TensorBoard shows what is new."""
+        with named(self.path):
             self.file.write(Event(wall_time=time.time(), **event).SerializeToString())
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
 
     def flush(self):
-        """Put all that was added into the file."""
-        with naming(self.path):
+        with named(self.path):
             self.file.flush()
         self.flushed = time.monotonic()
 

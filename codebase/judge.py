@@ -1,4 +1,4 @@
-"""Do generated images show their labels? A classifier that was trained on the real images is asked."""
+"""The judge of generated images: a classifier of the real images says whether they show their labels."""
 
 import math
 from pathlib import Path
@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from codebase import checkpoints, evaluate, processes
+from codebase import evaluate, processes
 from codebase.data import labelled_batches, one_hot
 from codebase.errors import InputError
+from codebase.runs import checkpoints
+from codebase.runs.files import write_atomically
+from codebase.runs.results import confusion_table, keep
 from codebase.train import Adam, train
 
 STEPS = 2000  # of the classifier's training, with batches of 100
@@ -19,8 +22,8 @@ GENERATED = 200  # images of each class
 class Classifier(nn.Module):
     """A small convolutional q(y|x): three convolutions, each halving the image, and a linear layer.
 
-    x in [0, 1]^X, images of `shape` (channels, height, width), channel first; C classes. Each image is first brought to
-    mean 0 and, except for the faintest, variance 1: a faint digit is still a digit.
+    x in [0, 1]^X, images of `shape` (channels, height, width), channel first; C classes. Each image is first scaled to
+    mean 0 and variance 1 (less for the faintest), because a faint digit is still a digit.
     """
 
     def __init__(self, shape=(3, 32, 32), classes=10):
@@ -42,36 +45,26 @@ class Classifier(nn.Module):
 
 
 def judge(data, device):
-    """The classifier of a data set, trained on its training images the first time, and its accuracy on the test images.
+    """The classifier of a data set, and its accuracy on the test images: (Classifier, Estimate in percent).
 
-    Returns (Classifier, Estimate in percent). Its weights are kept in checkpoints/classifier_data=..., and raise
-    InputError where they are not a Classifier's.
+    It is trained on the training images the first time; its weights are kept in checkpoints/classifier_data=...
     """
     path = Path("checkpoints", f"classifier_data={data.name}_train={len(data.x_train)}.pt")
     torch.manual_seed(0)
     classifier = Classifier(data.shape, data.classes).to(device)
-    missing = processes.largest(int(not path.exists()))  # in any process; then all train
-    if not missing:
+    if processes.largest(int(not path.exists())):  # missing for any process; then all of them train
+        print(f"\ntraining a classifier on the real images, to judge generated ones; kept in {path}", flush=True)
+        x, y = data.x_train.to(device), data.y_train.to(device)
+        batches = labelled_batches(x, y, data.classes, min(100, len(x)), seed=0)
+        steps = {"iter_max": STEPS, "iter_save": STEPS, "save": lambda step: None, "log": lambda step, values: None}
+        train(classifier, batches, Adam(classifier.parameters()), **steps)
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, lambda file: torch.save(classifier.state_dict(), file))
+    else:
         try:
             checkpoints.load_weights(classifier, path)
         except InputError as error:
-            raise InputError(f"{error} Delete that file, and the classifier is trained again.") from error
-    else:
-        print(
-            f"\ntraining a classifier on the real images, to judge the generated ones with; kept in {path}", flush=True
-        )
-        x, y = data.x_train.to(device), data.y_train.to(device)
-        train(
-            classifier,
-            labelled_batches(x, y, data.classes, min(100, len(x)), seed=0),
-            Adam(classifier.parameters()),
-            iter_max=STEPS,
-            iter_save=STEPS,
-            save=lambda step: None,
-            log=lambda step, values: None,
-        )
-        path.parent.mkdir(exist_ok=True)
-        checkpoints.write_atomically(path, lambda file: torch.save(classifier.state_dict(), file))
+            raise InputError(f"{error} Delete that file; the classifier is then trained again.") from error
     percent, _ = evaluate.accuracy(evaluate.classify(classifier, data.x_test.to(device)), data.y_test.to(device))
     return classifier, percent
 
@@ -82,6 +75,17 @@ def generated_accuracy(model, classifier):
     Returns an Estimate in percent and the counts (C, C): row = label, column = what the classifier sees.
     """
     y = torch.arange(model.classes, device=next(model.parameters()).device)
-    with evaluate.evaluating(model):  # one class after the other, for there may be a thousand
+    with evaluate.evaluating(model):  # one class at a time, as there may be a thousand
         seen = [evaluate.classify(classifier, model.sample_x(GENERATED, each)) for each in one_hot(y, model.classes)]
     return evaluate.accuracy(torch.cat(seen), y.repeat_interleave(GENERATED))
+
+
+def report_content(run, model):
+    """Print how often the judge finds the label in generated images, and keep it in results.json."""
+    classifier, own = judge(run.data, run.device)
+    percent, confusion = generated_accuracy(model, classifier)
+    print(f"\nGenerated images by label (row) and what a classifier sees (column)\n{confusion_table(confusion)}")
+    print(f"Generated digits that show their label: {percent} % of {percent.n:,}, to that classifier,")
+    print(f"whose accuracy on the {own.n:,} real test images is {own} %", flush=True)
+    numbers = {"accuracy_percent": percent.record(), "classifier_percent": own.record()}
+    keep(run, "generated", **numbers, confusion=confusion.tolist())

@@ -1,0 +1,34 @@
+"""The states of torch's random number generators: the CPU's, and that of the GPU in use."""
+
+import contextlib
+
+import torch
+
+
+def random_state():
+    """The states as they are now, {device: state}."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = [torch.cuda.get_rng_state()]  # a list, as in older training states
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state):
+    """Put the generators back to `state`. Devices that this machine does not have are left out."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"][0])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+@contextlib.contextmanager
+def kept_random_state():
+    """After the block, the generators are as they were before it."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)

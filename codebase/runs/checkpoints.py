@@ -1,0 +1,136 @@
+"""Checkpoints: model-{step:05d}.pt, a bare state_dict as in the homework, and training.pt, to resume from.
+
+training.pt holds all that a resumed run needs, the weights too. Every file is whole or absent. Files are read with
+weights_only=True: nothing in them is executed.
+"""
+
+import pickle
+import re
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+from codebase.errors import InputError
+from codebase.random_state import random_state, set_random_state
+from codebase.runs.files import write_atomically
+
+SKIPPED = {"y_prior", "x_v"}  # constants that some versions of the homework saved, and no model here needs
+
+
+def steps(folder):
+    """The steps of a run's checkpoints, ascending."""
+    names = [re.fullmatch(r"model-(\d{5,})\.pt", path.name) for path in Path(folder).glob("model-*.pt")]
+    return sorted(int(name[1]) for name in names if name)
+
+
+def weights_path(folder, step):
+    return Path(folder) / f"model-{step:05d}.pt"
+
+
+def state_path(folder):
+    return Path(folder) / "training.pt"
+
+
+def save(folder, step, model, optimizer, experiment, seconds):
+    """Save the weights after `step` steps, then the training state.
+
+    experiment: a dict of what decides the run's weights; the run can only be resumed with the same one.
+    seconds: spent on training so far.
+    """
+    weights = model.state_dict()
+    write_atomically(weights_path(folder, step), lambda file: torch.save(weights, file))
+    state = {
+        "step": step,
+        "seconds": seconds,
+        "weights": weights,
+        "optimizer": optimizer.state_dict(),
+        "random": random_state(),
+        "flags": experiment,
+    }
+    write_atomically(state_path(folder), lambda file: torch.save(state, file))
+
+
+def prune(folder, step, keep, iter_save):
+    """Delete the checkpoints before `step`, except the newest `keep` of those every iter_save steps."""
+    done = [each for each in steps(folder) if each <= step]
+    kept = {step, *[each for each in done if each % iter_save == 0][-keep:]}
+    for each in done:
+        if each not in kept:
+            weights_path(folder, each).unlink()
+
+
+def read(path):
+    """What torch.save put into a file, on the CPU. InputError if it cannot be read, or not without executing it."""
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickles, which are refused or harmless
+            if zipfile.is_zipfile(path):  # PyTorch's format; it does not check the checksums
+                with zipfile.ZipFile(path) as archive:
+                    damaged = archive.testzip()
+                if damaged:
+                    raise ValueError(f"the checksum of {damaged} is wrong")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # PyTorch's own message says how to read the file unsafely
+        call = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it would call {call[1]}" if call else "it is damaged, or not a checkpoint"
+        raise InputError(f"{path} cannot be read safely: {reason}.") from error
+    except Exception as error:  # a damaged file can make torch raise any error
+        raise InputError(f"{path} cannot be read: {in_one_line(error)}.") from error
+
+
+def in_one_line(error):
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":. ")
+
+
+def load_weights(model, path):
+    """Fill the model with the weights in a file, ours or one of the homework's own code.
+
+    InputError if a key is missing, unexpected, of another shape, or not finite.
+    """
+    fill(model, read(path), path)
+
+
+def fill(model, weights, path):
+    """Fill the model with weights that were read from `path`."""
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise InputError(f"{path} holds no state_dict: names and tensors were expected.")
+    own = model.state_dict()
+    weights = {key: value for key, value in weights.items() if key in own or key not in SKIPPED}
+    wrong = [f"{key} is missing" for key in own if key not in weights]
+    for key, value in weights.items():
+        if key not in own:
+            wrong.append(f"{key} is unexpected")
+        elif value.shape != own[key].shape:
+            wrong.append(f"{key} is {tuple(value.shape)} instead of {tuple(own[key].shape)}")
+        elif not value.isfinite().all():
+            wrong.append(f"{key} is not finite")
+    if wrong:
+        raise InputError(f"{path} does not fit a {type(model).__name__} with these flags: {'; '.join(wrong)}.")
+    model.load_state_dict(weights)
+
+
+def resume(folder, model, optimizer, experiment):
+    """Put model, optimizer and random numbers back to where the run's last save left them.
+
+    Returns its step, and the seconds spent on training. InputError if the training state cannot be read, or is that of
+    another model or experiment.
+    """
+    path = state_path(folder)
+    state = read(path)
+    try:
+        then = state["flags"]
+        other = [f"--{k} was {then[k]} and is {v}" for k, v in experiment.items() if k in then and then[k] != v]
+        if other:
+            raise InputError(f"{path} is of a run that began with other flags: {', '.join(other)}.")
+        fill(model, state["weights"], path)
+        optimizer.load_state_dict(state["optimizer"])
+        set_random_state(state["random"])
+        return int(state["step"]), float(state["seconds"])
+    except InputError:
+        raise
+    except Exception as error:  # the file can hold anything
+        raise InputError(f"{path} is not a training state of this run: {in_one_line(error)}.") from error

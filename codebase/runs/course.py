@@ -1,0 +1,242 @@
+"""The course of a run: open it, train its model or load it. The report is in results.py."""
+
+import argparse
+import contextlib
+import itertools
+import os
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from codebase import evaluate, fast, matmul_precision, processes
+from codebase.data import Data
+from codebase.errors import InputError
+from codebase.runs import checkpoints, files
+from codebase.runs.environment import choose_device, environment
+from codebase.runs.results import finished, recorded, write_results
+from codebase.runs.signals import catch_signals, should_stop
+from codebase.runs.tensorboard import EventFile
+from codebase.train import Adam, learning_rate, train, training_step
+
+
+@dataclass
+class Run:
+    """A run: its flags, its data and device, its two folders, and what results.json holds."""
+
+    name: str
+    flags: argparse.Namespace
+    data: Data
+    device: torch.device
+    checkpoints: Path
+    logs: Path
+    record: dict
+    finished: bool = False  # is it one of --replicates that has been trained and reported already?
+
+
+@contextlib.contextmanager
+def open_run(model, flags, images, usual_data="mnist"):
+    """The run of a model, such as 'vae', on its data: `with open_run(...) as run:` trains or loads it, and reports.
+
+    Inside, no other process can train this run. When the block ends, results.json is marked complete. usual_data: the
+    data set that the run's name does not mention. InputError if the flags do not fit the data or the machine.
+    """
+    if flags.train and flags.batch_size > len(images.x_train):
+        raise InputError(f"--batch_size {flags.batch_size} is more than the {len(images.x_train):,} training images.")
+    device, device_in_words = choose_device(flags.device)
+    if flags.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise cuBLAS would refuse
+    torch.use_deterministic_algorithms(bool(flags.deterministic))
+    name = flags.run_name(model, images, usual_data)
+    if flags.checkpoint is not None:
+        path = Path(flags.checkpoint)
+        if not path.is_file():
+            raise InputError(f"--checkpoint {path}: there is no such file.")
+        name = f"{name.rpartition('_run=')[0]}_checkpoint={path.stem}-{zlib.crc32(path.read_bytes()):08x}"
+    if len(set(processes.gathered([name]))) > 1:
+        raise InputError("the processes of this run have different data: one of them could not download it.")
+    folder, logs = Path("checkpoints", name), Path("logs", name)
+    done = checkpoints.steps(folder)
+    if flags.train == 0 and done and flags.step not in (None, done[-1]):
+        logs = logs / f"step={flags.step:05d}"  # apart from the results of the last step
+    about = {"name": images.name, "origin": images.origin, "shape": images.shape, "classes": images.classes}
+    record = {
+        "name": name,
+        "flags": flags.values(),
+        "data": about | {"train": len(images.x_train), "test": len(images.x_test)},
+        "evaluated": environment(device_in_words),
+        "results": {},
+    }
+    run = Run(name, flags, images, device, folder, logs, record)
+    run.finished = flags.replicates > 1 and flags.train > 0 and not flags.overwrite and finished(run)
+    flags.logs = logs  # where the table of a series finds the results
+    if run.finished:
+        print(f"finished before: {logs} has its results", flush=True)
+        yield run
+        return
+    print(f"device       {device_in_words}")
+    print(f"data         {images.origin}: {len(images.x_train):,} training and {len(images.x_test):,} test images")
+    print(f"run          {name}, seed {flags.seed}")
+    print(f"checkpoints  {flags.checkpoint or folder}")
+    print(f"curves       {logs} (tensorboard --logdir logs --samples_per_plugin images=100)", flush=True)
+    locked = flags.train and processes.rank() == 0
+    with files.locked(folder) if locked else contextlib.nullcontext():
+        yield run
+        record["complete"] = True
+        write_results(run)
+
+
+HELD_OUT = {"eval/nelbo_test": "subset", "eval/nelbo_train": "train"}  # curves of the negative ELBO, and their splits
+
+
+def train_or_load(run, model, batches, draw, splits=None):
+    """Give the model its weights: train it, or with --train 0 load them. Draws its pictures.
+
+    batches: start -> the endless training batches from that step on. draw: (writer, step) -> None, draws the pictures;
+    writer is None if there is nothing to log to. splits: as data.binary_splits returns them; the negative ELBO of the
+    test subset and of some training images is logged at every checkpoint. Of several processes all call this function.
+    """
+    if run.flags.train:
+        train_run(run, model, batches, draw, splits or {})
+    else:
+        load(run, model)
+        with evaluate.evaluating(model):
+            draw(None, None)
+
+
+def train_run(run, model, batches, draw, splits):
+    """Train the model as the flags say, and save, log and draw at every checkpoint. The first process writes."""
+    flags, first = run.flags, processes.rank() == 0
+    optimizer = Adam(model.parameters(), flags.lr)
+    experiment = flags.experiment(run.data)
+    start, seconds_before = begin(run, model, optimizer, experiment)
+    results_before = recorded(run, start)
+    began = time.monotonic()
+
+    with (
+        EventFile(run.logs, start) if first else contextlib.nullcontext() as writer,
+        matmul_precision.training(model, flags.precision, run.device) as bfloat16,
+        catch_signals() as signals,
+    ):
+
+        def log(step, values):
+            for tag, value in values.items() if first else ():
+                writer.add_scalar(tag, value, step)
+
+        def save(step):
+            processes.copy_from_first(model.buffers())  # such as BatchNorm's statistics, so that all evaluate alike
+            check(step)
+            with evaluate.evaluating(model):
+                draw(writer, step)
+            for tag, name in HELD_OUT.items():
+                if name in splits:
+                    log(step, {tag: evaluate.elbo(model, splits[name])["nelbo"].mean})
+            if first:
+                writer.flush()  # before the checkpoint, as a resumed run does not log these steps again
+                seconds = seconds_before + time.monotonic() - began
+                checkpoints.save(run.checkpoints, step, model, optimizer, experiment, seconds)
+                if flags.keep:
+                    checkpoints.prune(run.checkpoints, step, flags.keep, flags.iter_save)
+
+        if start == 0 and first:
+            writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in flags.values().items()), 0)
+        own = processes.own_rows(batches(start), flags.seed, start)
+        update, stream, check = choose_update(run, model, optimizer, own, start, bfloat16)
+        rate = learning_rate(flags.lr, flags.lr_schedule, flags.iter_max)
+        steps = {"start": start, "iter_max": flags.iter_max, "iter_save": flags.iter_save}
+        how = {"update": update, "rate": rate, "stop": partial(should_stop, signals)}
+        step, seconds = train(model, stream, optimizer, save=save, log=log, **steps, **how)
+
+    run.record["step"] = step
+    run.record["trained"] = run.record["evaluated"] | {"steps": step, "seconds": round(seconds_before + seconds, 2)}
+    if step > start:
+        print(f"trained {step - start:,} steps in {seconds:.0f} s, {(step - start) / seconds:.0f} a second", flush=True)
+    else:
+        print(f"nothing to train: this run is at step {start:,} already; a larger --iter_max trains on", flush=True)
+        run.record.update(results_before)
+    write_results(run)
+    if signals:
+        again = "--resume 1" if flags.replicates == 1 else "the same command"
+        print(f"stopped after step {step:,}, which is saved: {again} resumes it, --train 0 evaluates it.", flush=True)
+        sys.exit(128 + signals[0])
+
+
+def begin(run, model, optimizer, experiment):
+    """Start the run or resume it. Returns its step, and the seconds spent on training.
+
+    InputError if there is a run already and the flags do not say what to do with it.
+    """
+    flags, folder = run.flags, run.checkpoints
+    state, done = checkpoints.state_path(folder), checkpoints.steps(folder)
+    resuming = (flags.resume or flags.replicates > 1) and not flags.overwrite and state.exists()
+    if (done or state.exists()) and not (resuming or flags.overwrite):
+        what = f"{folder} holds a run already" if state.exists() else f"{folder} holds weights, but no training.pt"
+        raise InputError(
+            f"{what}. --resume 1 resumes a run that has a training.pt, --train 0 evaluates it, "
+            f"--run {flags.run + 1} trains another one, --overwrite 1 deletes it and starts again."
+        )
+    processes.wait()  # until all have looked
+    if processes.rank() == 0:
+        run.logs.mkdir(parents=True, exist_ok=True)
+        for each in (folder, run.logs):
+            files.clear(each, ".*.tmp")  # what a process has left that was killed while it wrote
+        if flags.overwrite:
+            state.unlink(missing_ok=True)  # deleted first, so that an interrupted --overwrite cannot be resumed
+            files.clear(run.logs)
+            files.clear(folder)
+    if resuming:
+        start, seconds = checkpoints.resume(folder, model, optimizer, experiment)
+        print(f"resuming after step {start:,}", flush=True)
+        return start, seconds
+    if flags.resume:
+        print(f"nothing to resume in {folder}: starting from step 0{others(run)}", flush=True)
+    processes.copy_from_first([*model.parameters(), *model.buffers()])
+    return 0, 0.0
+
+
+def others(run):
+    """In words, the other runs of the same model: one of them may be meant, as the flags are part of a run's name."""
+    model = run.name.partition("_")[0]
+    names = sorted(path.name for path in run.checkpoints.parent.glob(f"{model}_*") if checkpoints.steps(path))
+    return f" (there are {', '.join(names)})" if names else ""
+
+
+def choose_update(run, model, optimizer, batches, start, bfloat16):
+    """The update to train with, the batches as they were, and check(step), to be called before saving.
+
+    --fast auto goes by --iter_max, not by the steps that are left, so that a resumed run does what an uninterrupted one
+    does. check(step) raises InputError if the update no longer does what training_step does.
+    """
+    flags = run.flags
+    plain = partial(training_step, model, optimizer, bfloat16=bfloat16)
+    wanted = flags.fast == "1" or (flags.fast == "auto" and fast.worth_compiling(run.device, flags.iter_max))
+    if not wanted or start >= flags.iter_max:
+        return plain, batches, lambda step: None
+    print("update       being compiled, or recorded as a CUDA graph (--fast 0: neither)", flush=True)
+    first = next(batches)
+    update, how = fast.faster(plain, first)
+    print(f"update       {how}", flush=True)
+    return update, itertools.chain([first], batches), partial(fast.check, update, plain, first)
+
+
+def load(run, model):
+    """Fill the model from --checkpoint, from the checkpoint of step --iter_max, or from the newest one."""
+    path = run.flags.checkpoint
+    if path is None:
+        done = checkpoints.steps(run.checkpoints)
+        step = run.flags.step or processes.largest(done[-1] if done else 0)  # a training may be writing
+        if step not in done:
+            there = f"train first, or give --checkpoint FILE{others(run)}"
+            if done:
+                there = f"there are steps {', '.join(map(str, done))}"
+            wanted = checkpoints.weights_path(run.checkpoints, step) if step else run.checkpoints / "model-*.pt"
+            raise InputError(f"there is no {wanted}: {there}.")
+        path = checkpoints.weights_path(run.checkpoints, step)
+        run.record["step"] = step
+    checkpoints.load_weights(model, path)
+    print(f"loaded       {path}", flush=True)
+    run.record.update(recorded(run, run.record.get("step")))

@@ -1,0 +1,75 @@
+"""Files that are whole or absent, and folders that one process uses at a time."""
+
+import contextlib
+import io
+import os
+import shutil
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from codebase import processes
+from codebase.errors import InputError
+
+
+@contextlib.contextmanager
+def named(path):
+    """Inside, an OSError of writing a file says which file it is."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_atomically(path, write):
+    """Call write(file) for a binary file; what it writes becomes the file `path`, as a whole.
+
+    It is written under another name, flushed to the disk, and renamed. OSError if that fails; an older file at `path`
+    is then still there. If several processes work on one run, only the first one writes.
+    """
+    if processes.rank() > 0:
+        return
+    content = io.BytesIO()
+    write(content)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with named(path), open(temporary, "wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name, too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Inside, this process alone may train in the folder, which is made if it is missing. InputError if it is in use.
+
+    The operating system frees the lock when a process ends, however it ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{folder} is in use by another process. Stop that one, or give another --run.") from error
+    except NotImplementedError:
+        print(f"{folder} is on a file system without locks: make sure that no other process trains this run")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def clear(folder, what="*"):
+    """Delete what is in a folder, except its lock."""
+    for path in Path(folder).glob(what):
+        if path.name != ".lock":
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

@@ -1,0 +1,90 @@
+"""What `python run_*.py` does: one run, or the series of --replicates; errors as sentences."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from codebase import processes
+from codebase.errors import InputError, NonFiniteError
+from codebase.runs import tables
+from codebase.runs.flags import parse_flags, replicates
+
+
+class IgnoringWriteErrors:
+    """A text stream that ignores write errors, so that a closed pipe or terminal does not stop the training."""
+
+    def __init__(self, stream):
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115  (Python has None for a stream that is closed)
+        self.stream.reconfigure(errors="backslashreplace")  # for characters that the terminal does not have
+
+    def write(self, text):
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+
+    def flush(self):
+        try:
+            self.stream.flush()
+        except OSError:  # what is left in its buffer would be an error when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def run_main(main, description, own_flags):
+    """Call main(flags) as a script, once for each of the --replicates; then print their table.
+
+    An error that the user can correct ends the script with a sentence and code 2, Ctrl-C with 130.
+    """
+    this, several = processes.started()
+    out = IgnoringWriteErrors(sys.stdout if this == 0 else None)  # only the first process prints
+    err = IgnoringWriteErrors(sys.stderr)
+
+    def fail(error, code):
+        process = f" (process {this})" if several > 1 else ""
+        print(f"{Path(sys.argv[0]).name}{process}: error: {error}", file=err)
+        sys.exit(code)
+
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run_all(main, parse_flags(description, own_flags))
+        except (InputError, OSError) as error:
+            fail(error, 2)
+        except NonFiniteError as error:
+            fail(error, 1)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except (MemoryError, RuntimeError) as error:
+            if processes.is_end_of_another(error):
+                fail(f"another process of this run has ended ({str(error).splitlines()[0]})", 1)
+            if not is_out_of_memory(error):
+                raise
+            fail("there is not enough memory: smaller numbers in the flags need less.", 2)
+        finally:
+            out.flush(), err.flush()
+
+
+def is_out_of_memory(error):
+    """Is it an allocation that failed? On a CPU, PyTorch raises a RuntimeError for it, which only its text tells."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
+def run_all(main, flags):
+    """main(flags), or with --replicates main for each run, shared among the processes, and then their table."""
+    if flags.replicates == 1:
+        with processes.together(flags.device):
+            main(flags)
+        return
+    this, several = processes.started()
+    flags_of = list(replicates(flags))
+
+    def replicate(i):
+        by = f", by process {this}" if several > 1 else ""
+        print(f"\nreplicate {i + 1} of {flags.replicates}{by}", file=sys.stderr if this else sys.stdout, flush=True)
+        main(flags_of[i])
+        return str(flags_of[i].logs)
+
+    print(f"\n{tables.report(*tables.read(processes.share(replicate, flags.replicates)))}")

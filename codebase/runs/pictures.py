@@ -1,0 +1,46 @@
+"""Pictures: grids of images, as PNG files and in TensorBoard."""
+
+from functools import partial
+
+import torch
+from torchvision.utils import make_grid, save_image
+
+from codebase.runs.files import write_atomically
+
+CLASSES = 50  # of a data set with more classes, pictures with a row for each class show the first ones
+
+
+def grid(images, shape, columns=20):
+    """Images (n, X) in [0, 1], each of shape (C, height, width), in rows of `columns`, left to right, top to bottom.
+
+    Returns one image, (3, H, W) in [0, 1], with a thin grey line between its tiles.
+    """
+    return make_grid(images.reshape(-1, *shape).cpu(), nrow=columns, padding=1, pad_value=0.3)
+
+
+def show(run, name, images, writer=None, step=None, columns=20):
+    """Write a grid of images to logs/<run>/<name>.png, and to TensorBoard if there is a writer."""
+    picture = grid(images, run.data.shape, columns)
+    run.logs.mkdir(parents=True, exist_ok=True)
+    write_atomically(run.logs / f"{name}.png", partial(save_image, picture, format="png"))
+    if writer is not None:
+        writer.add_image(name, picture, step)
+
+
+def draw_samples(run, model, x, writer, step):
+    """samples.png: 200 means of p(x|z), z ~ p(z). reconstructions.png: images x (n, X), each beside its reconstruction.
+
+    For models without labels.
+    """
+    show(run, "samples", model.mean_x(model.sample_z(200)), writer, step)
+    show(run, "reconstructions", torch.stack([x, model.reconstruct(x)], dim=1).flatten(0, 1), writer, step)
+
+
+def draw_styles(run, model, writer, step):
+    """samples.png: twenty styles in every class. Row = class, column = style z_j, the same z each time.
+
+    The z are the same at every checkpoint if this is drawn first. Returns the labels of the rows, one-hot, (rows, C).
+    """
+    y = torch.eye(model.classes, device=run.device)[:CLASSES]  # (rows, C)
+    show(run, "samples", model.mean_x(model.sample_z(20), y.unsqueeze(1)), writer, step)  # (rows, 20, X)
+    return y

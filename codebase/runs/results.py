@@ -1,0 +1,108 @@
+"""What a run found: printed, and kept in logs/<name>/results.json."""
+
+import json
+
+from codebase import evaluate
+from codebase.runs.files import write_atomically
+from codebase.runs.tables import called, markdown
+
+TABLE_CLASSES = 30  # a confusion matrix of more classes is not printed
+
+
+def recorded(run, step):
+    """What results.json holds of this run's weights after `step` steps; an empty dict if that is nothing."""
+    try:
+        record = json.loads((run.logs / "results.json").read_text())
+        kept = {key: record[key] for key in ("flags", "step", "trained", "complete", "results") if key in record}
+        is_whole = all(isinstance(split, dict) for split in kept["results"].values())
+        return kept if is_whole and kept.get("step") == step else {}
+    except Exception:  # it may be absent, or damaged; then the numbers are computed again
+        return {}
+
+
+def finished(run):
+    """Does results.json hold everything that a training with these flags would report?"""
+    record, flags = recorded(run, run.flags.iter_max), run.flags
+    bounds = {f"iwae_{m}" for m in flags.iw_eval} if flags.train == 2 else set()
+    splits = record.get("results", {}).items()
+    wanted = [numbers for name, numbers in splits if "nelbo" in numbers and (name == "subset" or flags.full)]
+    return record.get("complete") is True and all(bounds <= numbers.keys() for numbers in wanted)
+
+
+def write_results(run):
+    """Write run.record to results.json."""
+    run.logs.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(run.record, indent=1).encode()
+    write_atomically(run.logs / "results.json", lambda file: file.write(text))
+
+
+def keep(run, split, **numbers):
+    """Add numbers to the results of a split, and write results.json."""
+    run.record["results"].setdefault(split, {}).update(numbers)
+    write_results(run)
+
+
+def report(run, model, splits, bits=False):
+    """Print the bounds on the test images and keep them in results.json. splits: as data.binary_splits returns them.
+
+    The ELBO always; the IWAE bounds with --train 0 or 2, on the whole test set only with --full 1. bits: also in bits
+    per dimension, which are for densities of 8-bit values.
+    """
+
+    def in_bits(estimates):
+        """The same numbers in bits per dimension; none if `bits` is False."""
+        return {
+            name: evaluate.bits_per_dimension(nats, run.data.x_dim, density=name != "kl")
+            for name, nats in (estimates if bits else {}).items()
+        }
+
+    def keep_all(split, estimates):
+        every = estimates | {f"{name}_bits": value for name, value in in_bits(estimates).items()}
+        keep(run, split, **{name: value.record() for name, value in every.items()})
+
+    whose = {
+        "subset": "the homework's test subset" if run.data.name == "mnist" else "a fixed subset of the test set",
+        "test": "the whole test set",
+    }
+    if splits:
+        binary = "" if bits else ", which are binarised once with a fixed seed"
+        print(f"\nIn nats, each ± its standard error over the images{binary}.")
+    for name in whose if splits else ():
+        split = splits[name]
+        print(f"\n{run.data.name}, {whose[name]} ({len(split[0]):,} images)")
+        terms = evaluate.elbo(model, split)
+        print("  ".join(f"{called(term)}: {value}" for term, value in terms.items()), flush=True)
+        if bits:
+            print(f"Bits per dimension: {'  '.join(f'{called(k)}: {b:.4f}' for k, b in in_bits(terms).items())}")
+        keep_all(name, terms)
+        units = evaluate.latent_units(model, split)
+        few = units["kl"] is not None and units["units"] <= 20  # results.json has all of them
+        each = f"; KL of each: {' '.join(f'{kl:.2f}' for kl in units['kl'])}" if few else ""
+        print(f"Active latent units: {units['active']} of {units['units']}{each}", flush=True)
+        keep(run, name, latent_units=units)
+        if run.flags.train != 1 and (name == "subset" or run.flags.full):
+            bounds, ess = evaluate.iwae(model, split, run.flags.iw_eval)
+            bounds = {f"iwae_{m}": value for m, value in bounds.items()}
+            for bound, value in bounds.items():
+                more = "".join(f" ({b:.4f} bits per dimension)" for b in in_bits({bound: value}).values())
+                print(f"Negative {called(bound)}: {value}{more}")
+            m = max(run.flags.iw_eval)
+            print(f"Relative effective sample size of {m} importance weights: {ess:.2%}", flush=True)
+            keep_all(name, bounds)
+            keep(run, name, ess=ess.record() | {"samples": m})
+
+
+def report_accuracy(run, model, x, y):
+    """Print how well the classifier q(y|x) does on the test images x (N, X), and keep it in results.json."""
+    percent, confusion = evaluate.accuracy(evaluate.classify(model, x), y)
+    print(f"\nTest images by true class (row) and predicted class (column)\n{confusion_table(confusion)}")
+    print(f"Test set classification accuracy: {percent} %", flush=True)
+    keep(run, "test", accuracy_percent=percent.record(), confusion=confusion.tolist())
+
+
+def confusion_table(counts):
+    """A confusion matrix (C, C) as a Markdown table; in one sentence if it has more than TABLE_CLASSES classes."""
+    if len(counts) > TABLE_CLASSES:
+        return f"({len(counts):,} classes: the table is in results.json)"
+    head = ["     ", *(f"{c:>5}" for c in range(len(counts)))]
+    return markdown([head, *([f"**{c}**", *(f"{n:>5}" for n in row)] for c, row in enumerate(counts.tolist()))])
