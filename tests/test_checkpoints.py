@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, Trap, same
 
-from codebase import checkpoints
+from codebase.runs import checkpoints
 from codebase.errors import InputError
 from codebase.models.gmvae import GMVAE
 from codebase.models.vae import VAE

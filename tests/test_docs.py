@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from codebase.flags import parse_flags
+from codebase.runs.flags import parse_flags
 
 FILL = runpy.run_path(str(ROOT / "docs" / "fill.py"))
 DOCUMENTS = {path.name: path.read_text(encoding="utf-8") for path in FILL["DOCUMENTS"]}

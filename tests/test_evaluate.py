@@ -7,7 +7,8 @@ import torch
 from conftest import ConditionalLinearGaussian, LabelledLinearGaussian, LinearGaussian, printed_by
 from torch.distributions import Normal
 
-from codebase import evaluate, precision
+from codebase import matmul_precision
+from codebase import evaluate
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
@@ -192,7 +193,11 @@ def test_while_evaluating():
         with contextlib.suppress(ZeroDivisionError), evaluate.evaluating(model):
             assert not model.training
             assert not torch.is_grad_enabled()
-            assert torch.get_float32_matmul_precision() == precision.evaluation_setting(torch.device("cpu")) != "high"
+            assert (
+                torch.get_float32_matmul_precision()
+                == matmul_precision.evaluation_setting(torch.device("cpu"))
+                != "high"
+            )
             raise ZeroDivisionError
         assert model.training
         assert torch.is_grad_enabled()

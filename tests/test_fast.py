@@ -10,7 +10,10 @@ import torch
 from conftest import COMPILED, needs_compiler, save_digits
 from torch import nn
 
-from codebase import checkpoints, data, experiment, fast, precision
+from codebase.runs import checkpoints
+from codebase.runs import course
+from codebase import matmul_precision
+from codebase import data, fast
 from codebase import train as train_module
 from codebase.errors import InputError
 from codebase.models.fsvae import FSVAE
@@ -42,7 +45,7 @@ def trained(make, steps, device="cpu", quick=False, bfloat16=False):
     batches = batches_of(model, device)
     update = partial(training_step, model, optimizer, bfloat16=bfloat16)
     batch = next(batches)
-    with precision.cast_back(model) if bfloat16 else contextlib.nullcontext():
+    with matmul_precision.cast_back(model) if bfloat16 else contextlib.nullcontext():
         if quick:
             update, how = fast.faster(update, batch)
             assert how.startswith((COMPILED, "a CUDA graph, ready")), how
@@ -115,11 +118,11 @@ def test_bfloat16_rounds_the_factors_of_products_and_nothing_else(monkeypatch):
     batch = next(batches_of(model, "cpu"))
     for bfloat16, dtype in ((False, torch.float32), (True, torch.bfloat16)):
         seen.clear()
-        with precision.cast_back(model) if bfloat16 else contextlib.nullcontext():
+        with matmul_precision.cast_back(model) if bfloat16 else contextlib.nullcontext():
             point = training_step(model, Adam(model.parameters(), 1e-9), batch, bfloat16)
         assert seen == 6 * [dtype]
         assert all(value.dtype == torch.float32 for value in point.values())
-    with torch.autocast("cpu", torch.bfloat16), precision.cast_back(model):
+    with torch.autocast("cpu", torch.bfloat16), matmul_precision.cast_back(model):
         assert model.enc(batch[0]).dtype == torch.float32
         z = torch.randn(5, 3)
         rounded = model.log_prior(z)
@@ -419,7 +422,7 @@ def test_the_precision_of_a_run(script, tmp_path, monkeypatch):
         torch.manual_seed(0)
         model = VAE(z_dim=2)
         optimizer = Adam(model.parameters(), 1e-3)
-        with precision.cast_back(model):
+        with matmul_precision.cast_back(model):
             for _, batch in zip(range(5), data.binary_batches(images.x_train, 20, 0), strict=False):
                 training_step(model, optimizer, batch, bfloat16=choice == "medium")
         ended[choice] = torch.load(path)

@@ -16,12 +16,14 @@ from conftest import ROOT, same, save_svhn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codebase import checkpoints, data, summary
+from codebase.runs import checkpoints
+from codebase.runs import tables
+from codebase import data
 from codebase.errors import InputError
 from codebase.experiment import run_name
-from codebase.flags import SHARED_FLAGS, parse_flags
+from codebase.runs.flags import SHARED_FLAGS, parse_flags
 from codebase.models.vae import VAE
-from codebase.results import recorded
+from codebase.runs.results import recorded
 from codebase.train import Adam
 
 CASES = [2000, pytest.param(10_000, marks=pytest.mark.slow)]
@@ -369,9 +371,9 @@ def test_tables_of_other_contents(tmp_path, n):
             inner = inner[key]
         inner[way[-1]] = value
         (folders[1] / "results.json").write_bytes(damage(json.dumps(record).encode(), edits))
-        configurations, left_out = summary.read(folders)
+        configurations, left_out = tables.read(folders)
         assert sum(len(of["runs"]) for of in configurations) + len(left_out) == 2
         json.dumps(configurations)
-        assert summary.report(configurations, left_out)
+        assert tables.report(configurations, left_out)
 
     for_all(n, (st.sampled_from(ways), TREES, st.one_of(st.just([]), EDITS)), check)

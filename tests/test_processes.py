@@ -16,7 +16,8 @@ import victim
 from conftest import COMPILED, ROOT, contents, needs_compiler, same, save_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from codebase import checkpoints, data, evaluate, fast, processes
+from codebase.runs import checkpoints
+from codebase import data, evaluate, fast, processes
 from codebase.errors import InputError
 from codebase.models import vae
 from codebase.models.fsvae import FSVAE

@@ -22,7 +22,8 @@ import victim
 from conftest import ROOT, Trap, contents, same, save_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from codebase import checkpoints, content
+from codebase.runs import checkpoints
+from codebase import judge
 from codebase.models.vae import VAE
 
 SCRIPTS = ["run_vae.py", "run_gmvae.py", "run_ssvae.py", "run_fsvae.py"]
@@ -227,7 +228,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_last_checkpoint_whole(tmp_path, 
 @pytest.fixture
 def trained(script, flags, monkeypatch):
     """trained('run_vae.py') trains 30 steps, saved at 20 and 30. Returns (call with more flags, checkpoints, logs)."""
-    monkeypatch.setattr(content, "STEPS", 5)
+    monkeypatch.setattr(judge, "STEPS", 5)
 
     def of(name):
         usual = flags(name)

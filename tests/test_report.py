@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from codebase import summary
+from codebase.runs import tables
 
 RECORD = {"data": {"name": "mnist", "train": 60_000, "test": 10_000}, "step": 20_000, "complete": True}
 
@@ -44,7 +44,7 @@ def test_mean_and_standard_error_over_the_runs_of_one_configuration(script, log)
         "| mean ± standard error over the runs | vae_z=10 | vae_z=2 |\n"
         "|---|---|---|\n"
         "| runs | 3 | 1 |\n"
-        "| seeds | 0 to 2 | 5 |\n"
+        "| seeds | 0, 1, 2 | 5 |\n"
         "| steps | 20,000 | 20,000 |\n"
         "| data | mnist (60,000 + 10,000 images) | mnist (60,000 + 10,000 images) |\n"
         "| precision | medium | medium |\n"
@@ -67,7 +67,7 @@ def test_a_table_for_each_model(script, log):
         {"data": {"name": "glyphs", "train": 60_000, "test": 10_000}},
         {"data": {"name": "mnist", "train": 50_000, "test": 10_000}},
         {"flags": {"precision": "highest"}},
-        {"flags": {"lr": 0.1}},
+        {"experiment": {"lr": 0.1, "seed": 1}},
     ],
 )
 def test_configurations_are_never_mixed_even_where_their_names_agree(script, log, other):
@@ -159,7 +159,7 @@ def test_differences_are_between_runs_of_the_same_seed(script, log, tmp_path):
         log("vae_z=2", run, nelbo, seed=seed)
     script("report.py", "--json", "--out", "tables.json")
     a, b = json.loads((tmp_path / "tables.json").read_text())["configurations"]
-    assert summary.difference(b, a, "subset nelbo") == {"mean": 3.0, "se": 1.0, "n": 2}
+    assert tables.difference(b, a, "subset nelbo") == {"mean": 3.0, "se": 1.0, "n": 2}
     code, out, _ = script("benchmarks/compare_runs.py", "model=vae_z=10", "model=vae_z=2")
     assert code == 0
     assert out.splitlines()[-1].endswith("| 3.000 ± 1.000 | 2 |")

@@ -16,7 +16,9 @@ from conftest import ROOT, contents, printed_by, same, save_svhn, saved
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from codebase import content, data, pictures
+from codebase import judge
+from codebase.runs import pictures
+from codebase import data
 from codebase.experiment import asked_to_stop, draw_styles
 from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
@@ -275,7 +277,7 @@ def test_a_file_of_the_homeworks_ssvae_is_evaluated(on_digits, tmp_path):
 @pytest.fixture
 def fsvae(script, colour_digits, monkeypatch):
     """As `vae`, on small colour digits, judged by a classifier of 60 steps."""
-    monkeypatch.setattr(content, "STEPS", 60)
+    monkeypatch.setattr(judge, "STEPS", 60)
 
     def call(*args):
         usual = {"--dataset": colour_digits, "--iter_max": 30, "--iter_save": 10, "--batch_size": 50, "--device": "cpu"}
@@ -345,7 +347,7 @@ def test_the_fsvae_trains_resumes_and_evaluates(fsvae, tmp_path):
 
 def test_the_twenty_styles_are_the_same_throughout_training(fsvae, tmp_path, monkeypatch):
     """With a learning rate of next to nothing the model stays as it is, and so does its picture."""
-    monkeypatch.setattr(content, "STEPS", 1)
+    monkeypatch.setattr(judge, "STEPS", 1)
     fsvae("--lr", 1e-30, "--iter_max", 3, "--iter_save", 1)
     (logs,) = (tmp_path / "logs").iterdir()
     events = EventAccumulator(str(logs), size_guidance={"images": 0})
@@ -356,7 +358,7 @@ def test_the_twenty_styles_are_the_same_throughout_training(fsvae, tmp_path, mon
 
 
 def test_flags_of_the_fsvae_reach_its_model_its_checkpoints_and_its_name(fsvae, tmp_path, monkeypatch):
-    monkeypatch.setattr(content, "STEPS", 1)
+    monkeypatch.setattr(judge, "STEPS", 1)
     assert fsvae("--z", 2, "--iw", 5, "--iter_max", 25, "--iter_save", 5)[0] == 0
     (folder,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
     assert re.fullmatch(r"model=fsvae_z=2_data=digits-\w+_iw=05_batch=50_run=0000", folder.name)
@@ -385,7 +387,7 @@ def run_steps(model, batches, n):
 def test_the_fsvae_on_files_of_svhn(script, tmp_path, monkeypatch, split, name):
     """Each split is an experiment of its own; SVHN goes without saying."""
     folder = save_svhn(tmp_path / "data", monkeypatch)
-    monkeypatch.setattr(content, "STEPS", 1)
+    monkeypatch.setattr(judge, "STEPS", 1)
     args = ["--split", split, "--batch_size", 10, "--iter_max", 1, "--device", "cpu"]
     code, out, _ = script("run_fsvae.py", "--data_dir", folder, *args)
     assert code == 0
@@ -398,7 +400,7 @@ def test_split_where_the_glyphs_stand_in(script, tmp_path, monkeypatch, colour_d
     save_svhn(tmp_path / "elsewhere", monkeypatch)
     glyphs = data.load(colour_digits)._replace(name="glyphs")
     monkeypatch.setattr(data, "draw_glyphs", lambda shape: glyphs)
-    monkeypatch.setattr(content, "STEPS", 1)
+    monkeypatch.setattr(judge, "STEPS", 1)
     code, out, _ = script("run_fsvae.py", "--split", "train", "--iter_max", 1, "--device", "cpu")
     assert code == 0
     assert "USING THE BUILT-IN GLYPHS INSTEAD" in out

@@ -20,7 +20,10 @@ import torch._dynamo  # which an optimiser imports at its first use, in a second
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
-from codebase import checkpoints, content, experiment, train
+from codebase.runs import checkpoints
+from codebase import judge
+from codebase.runs import course
+from codebase import train
 
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
@@ -77,7 +80,7 @@ def run(folder, args, die_at, disk, rank, torchrun):
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its usual one has a semaphore, which nobody would take back from the killed
     train.LOG_EVERY = 7
-    content.STEPS = 5
+    judge.STEPS = 5
     if die_at is not None:
         die_at_write(die_at)
     if disk is not None:

@@ -67,6 +67,7 @@ def open_run(model, flags, images, usual_data="mnist"):
     record = {
         "name": name,
         "flags": flags.values(),
+        "experiment": flags.experiment(images),
         "data": about | {"train": len(images.x_train), "test": len(images.x_test)},
         "evaluated": environment(device_in_words),
         "results": {},

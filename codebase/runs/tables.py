@@ -46,13 +46,14 @@ def read(folders):
                 left_out.append(f"{path}: not finished")
                 continue
             about, run = described(record)
+            experiment = {k: v for k, v in record.get("experiment", {}).items() if k != "seed"}
         except FileNotFoundError:
             left_out.append(f"{path}: not finished, there is none yet")
             continue
         except Exception as error:  # a damaged file can hold anything
             left_out.append(f"{path}: cannot be read ({error!r})")
             continue
-        _, runs = found.setdefault(json.dumps(about), (about, {}))
+        _, runs = found.setdefault(json.dumps([about, experiment], sort_keys=True), (about, {}))
         if run["seed"] in runs:
             left_out.append(f"{path}: has the seed of run {runs[run['seed']]['run']}, and would count it twice")
         else:

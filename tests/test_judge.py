@@ -4,34 +4,34 @@ import pytest
 import torch
 from conftest import save_digits
 
-from codebase import content, data, evaluate
-from codebase.content import Classifier
+from codebase import data, evaluate, judge
 from codebase.errors import InputError
+from codebase.judge import Classifier
 
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(content, "STEPS", 60)
+    monkeypatch.setattr(judge, "STEPS", 60)
     return data.load(save_digits(tmp_path / "digits.npz", colour=True))
 
 
 def test_the_judge_is_trained_once_and_kept(images, tmp_path, capsys, monkeypatch):
-    judge, percent = content.judge(images, torch.device("cpu"))
+    classifier, percent = judge.judge(images, torch.device("cpu"))
     assert percent.mean > 95
-    assert percent == evaluate.accuracy(evaluate.classify(judge, images.x_test), images.y_test)[0]
+    assert percent == evaluate.accuracy(evaluate.classify(classifier, images.x_test), images.y_test)[0]
     assert "training a classifier" in capsys.readouterr().out
-    monkeypatch.setattr(content, "train", None)
-    again, _ = content.judge(images, torch.device("cpu"))
+    monkeypatch.setattr(judge, "train", None)
+    again, _ = judge.judge(images, torch.device("cpu"))
     assert "training a classifier" not in capsys.readouterr().out
-    assert all(a.equal(b) for a, b in zip(judge.parameters(), again.parameters(), strict=True))
+    assert all(a.equal(b) for a, b in zip(classifier.parameters(), again.parameters(), strict=True))
     (path,) = (tmp_path / "checkpoints").iterdir()
     assert path.name == f"classifier_data={images.name}_train=300.pt"
 
 
 def test_the_judge_learns_from_the_training_images_alone(images):
     """Trained on labels that are one off, it is one off on the test images."""
-    _, percent = content.judge(images._replace(y_train=(images.y_train + 1) % 10), torch.device("cpu"))
+    _, percent = judge.judge(images._replace(y_train=(images.y_train + 1) % 10), torch.device("cpu"))
     assert percent.mean < 5
 
 
@@ -39,14 +39,14 @@ def test_a_damaged_file_of_the_judge_is_named(images, tmp_path):
     path = tmp_path / "checkpoints" / f"classifier_data={images.name}_train=300.pt"
     path.parent.mkdir()
     path.write_bytes(b"damaged")
-    with pytest.raises(InputError, match=r"classifier_data=.*Delete that file, and the classifier is trained again."):
-        content.judge(images, torch.device("cpu"))
+    with pytest.raises(InputError, match=r"classifier_data=.*Delete that file; the classifier is then trained again"):
+        judge.judge(images, torch.device("cpu"))
 
 
 def test_generated_accuracy(images):
     """A model that draws the real images of the label is right as often as they are; one that draws those of the
     next label is so for no image, and the confusion matrix says by how much it is off."""
-    judge, percent = content.judge(images, torch.device("cpu"))
+    classifier, percent = judge.judge(images, torch.device("cpu"))
 
     class Copies(Classifier):
         def __init__(self, shift):
@@ -57,11 +57,11 @@ def test_generated_accuracy(images):
             first = [int((images.y_test == c).nonzero()[0]) for c in range(10)]
             return data.scaled(images.x_test[first])[[(y.argmax(-1) + self.shift) % 10] * n]
 
-    exact, confusion = content.generated_accuracy(Copies(0), judge)
+    exact, confusion = judge.generated_accuracy(Copies(0), classifier)
     assert exact.n == 2000
     assert exact.mean == pytest.approx(percent.mean, abs=15)
     assert confusion.sum(1).tolist() == [200] * 10
-    shifted, confusion = content.generated_accuracy(Copies(1), judge)
+    shifted, confusion = judge.generated_accuracy(Copies(1), classifier)
     assert shifted.mean < 15
     assert sum(confusion[c, (c + 1) % 10] for c in range(10)) == 20 * exact.mean
 
