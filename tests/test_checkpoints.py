@@ -1,22 +1,18 @@
 """Checkpoints: whole or absent, loaded only where they fit, nothing in them executed."""
 
-import errno
 import io
-import os
 import pickle
-import subprocess
-import sys
 from collections import OrderedDict
 from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT, Trap, same
+from conftest import Trap, same
 
-from codebase.runs import checkpoints
 from codebase.errors import InputError
 from codebase.models.gmvae import GMVAE
 from codebase.models.vae import VAE
+from codebase.runs import checkpoints
 from codebase.train import Adam
 
 FLAGS = {"z": 2, "lr": 1e-3}
@@ -71,7 +67,6 @@ def test_names_and_steps(saved):
         "model-20000.pt",
         "model-123456.pt",
         "training.pt",
-        "training-previous.pt",
     }
     assert checkpoints.steps(folder / "absent") == []
 
@@ -163,15 +158,16 @@ def test_what_is_no_checkpoint_is_named_and_never_executed(saved):
     torch.save({"enc": Trap(folder / "sprung")}, folder / "trap2.pt")
     (folder / "folder.pt").mkdir()
     for name in ("short", "empty", "text", "trap", "trap2", "folder"):
-        with pytest.raises(InputError, match=f"{name}.pt is not a checkpoint that can be read safely") as error:
+        with pytest.raises(InputError, match=f"{name}.pt cannot be read") as error:
             checkpoints.load_weights(model, folder / f"{name}.pt")
         assert "\n" not in str(error.value)
+        assert ("would call posix.mkdir" in str(error.value)) == (name == "trap2")
     assert not (folder / "sprung").exists()
     with pytest.raises(InputError, match=r"absent.pt does not exist"):
         checkpoints.load_weights(model, folder / "absent.pt")
     bias = {"enc.net.0.bias": torch.zeros(300)}
     zeros = torch.zeros(300)
-    strange = [zeros.long(), zeros.to_sparse(), zeros.cfloat(), zeros.to("meta"), zeros.to(torch.float8_e4m3fn)]
+    strange = [zeros.to_sparse(), zeros.cfloat(), zeros.to("meta")]
     for content in ([1, 2], {"enc": 3}, torch.zeros(3), *({**bias, "x": tensor} for tensor in strange)):
         torch.save(content, folder / "other.pt")
         with pytest.raises(InputError, match=r"other.pt holds no state_dict"):
@@ -185,49 +181,27 @@ def change(path, edit):
     torch.save(state if new is None else new, path)
 
 
-def entry(state, key, value):
-    state["optimizer"]["state"][3][key] = value
-
-
 EDITS = [
     lambda state: {"step": 2},
     lambda state: [1, 2],
-    lambda state: state.update(step=-1),
-    lambda state: state.update(step="2"),
     lambda state: state.update(step="../../2"),
-    lambda state: state.update(step=True),
-    lambda state: state.update(seconds=float("nan")),
     lambda state: state.update(seconds=None),
     lambda state: state.update(flags=None),
     lambda state: state.update(random={}),
     lambda state: state.update(random={"cpu": torch.zeros(3, dtype=torch.uint8)}),
     lambda state: state.update(optimizer={}),
     lambda state: state.update(optimizer={"state": {}}),
-    lambda state: state.update(optimizer={"state": {99: state["optimizer"]["state"][0]}}),
-    lambda state: entry(state, "exp_avg", torch.zeros(2)),
-    lambda state: entry(state, "exp_avg", None),
-    lambda state: entry(state, "exp_avg", state["optimizer"]["state"][3]["exp_avg"].long()),
-    lambda state: entry(state, "exp_avg_sq", state["optimizer"]["state"][3]["exp_avg_sq"] * torch.inf),
-    lambda state: state["optimizer"]["state"].__delitem__(3),
     lambda state: state["optimizer"]["param_groups"].clear(),
-    lambda state: state["optimizer"]["param_groups"][0].__delitem__("t"),
-    lambda state: state["optimizer"]["param_groups"][0].update(t=7),
-    lambda state: state["optimizer"]["param_groups"][0].update(t=torch.tensor([2.0, 3.0])),
-    lambda state: state["optimizer"]["param_groups"][0].update(t=torch.tensor(torch.nan)),
-    lambda state: entry(state, "more", torch.tensor(3.0)),
+    lambda state: state["optimizer"]["param_groups"][0].__delitem__("params"),
 ]
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_training_state_that_is_none_is_refused_and_the_one_before_it_named(begun, edit):
+def test_a_training_state_that_is_none_is_refused(begun, edit):
     folder, *_ = begun
     change(folder / "training.pt", edit)
-    with pytest.raises(InputError, match=r"training.pt is not the training state of this run \(") as error:
+    with pytest.raises(InputError, match=r"training.pt is not a training state of this run: "):
         resume(folder)
-    hint = "training-previous.pt, of step 1, is whole: move training.pt away, and --resume 1 goes on from there."
-    assert str(error.value).endswith(hint)
-    (folder / "training.pt").unlink()  # as it says
-    assert resume(folder)[0] == (1, 1.5)
 
 
 @pytest.mark.parametrize(
@@ -246,11 +220,9 @@ def test_a_training_state_that_is_none_is_refused_and_the_one_before_it_named(be
 )
 def test_a_training_state_of_other_weights_or_flags(begun, edit, complaint):
     folder, *_ = begun
-    (folder / "training-previous.pt").unlink()
     change(folder / "training.pt", edit)
-    with pytest.raises(InputError, match=complaint) as error:
+    with pytest.raises(InputError, match=complaint):
         resume(folder)
-    assert "is whole" not in str(error.value)
 
 
 def test_other_flags_and_another_z_are_named(begun):
@@ -263,55 +235,16 @@ def test_other_flags_and_another_z_are_named(begun):
 
 def test_damaged_training_states(begun):
     folder, *_ = begun
-    path, previous = folder / "training.pt", folder / "training-previous.pt"
+    path = folder / "training.pt"
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2], whole[:-1], pickle.dumps(Trap(folder / "sprung"))):
         path.write_bytes(content)
-        with pytest.raises(
-            InputError, match=r"training.pt is not a checkpoint .* of step 1, is whole: move training.pt away"
-        ):
+        with pytest.raises(InputError, match=r"training.pt cannot be read"):
             resume(folder)
-    previous.write_bytes(b"")
-    with pytest.raises(
-        InputError,
-        match=r"training.pt is not a checkpoint that can be read safely \([^()]*\). The weights of step 2 are ",
-    ):
-        resume(folder)
-    path.unlink()
-    with pytest.raises(InputError, match=r"training-previous.pt is not a checkpoint"):
-        resume(folder)
-    assert checkpoints.newest_whole(folder, VAE(z_dim=2)) == 2
-    (folder / "model-00002.pt").write_bytes(b"")
-    assert checkpoints.newest_whole(folder, VAE(z_dim=2)) == 1
-    assert checkpoints.newest_whole(folder, VAE(z_dim=3)) is None
-    previous.unlink()
-    with pytest.raises(InputError, match=r"holds weights, but no training.pt to go on from: --train 0"):
-        resume(folder)
     assert not (folder / "sprung").exists()
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "words"),
-    [
-        (OSError(errno.EIO, "Input/output error"), OSError, "Input/output error"),
-        (PermissionError(errno.EACCES, "Permission denied"), OSError, "Permission denied"),
-        (MemoryError(), InputError, "there is too little memory for it, or it is damaged"),
-        (
-            RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: ..."),
-            InputError,
-            "too little memory",
-        ),
-    ],
-)
-def test_an_error_of_the_machine_is_not_blamed_on_the_file(begun, monkeypatch, error, kind, words):
-    folder, *_ = begun
-
-    def load(*_, **__):
-        raise error
-
-    monkeypatch.setattr(torch, "load", load)
-    with pytest.raises(kind, match=words):
-        checkpoints.read(folder / "training.pt")
+    path.unlink()
+    with pytest.raises(InputError, match=r"training.pt does not exist"):
+        resume(folder)
 
 
 def test_a_bit_that_flips_anywhere_is_noticed_or_harmless(begun):
@@ -340,70 +273,6 @@ def test_another_number_of_components_is_named(tmp_path):
         checkpoints.load_weights(GMVAE(z_dim=2, k=4), tmp_path / "three.pt")
 
 
-def test_weights_beside_a_training_state_that_are_not_its_own(begun):
-    folder, *_ = begun
-    beside = folder / "model-00002.pt"
-    torch.save(VAE(z_dim=2).state_dict(), beside)
-    with pytest.raises(
-        InputError, match=r"model-00002.pt does not hold the weights that training.pt beside it goes on f"
-    ):
-        resume(folder)
-    beside.write_bytes(b"")
-    with pytest.raises(
-        InputError, match=r"model-00002.pt is not a checkpoint .* --resume 1 can do without it: move it aw"
-    ):
-        resume(folder)
-    beside.unlink()
-    assert resume(folder)[0] == (2, 3.0)
-
-
-def test_a_folder_is_locked_while_its_process_lives(tmp_path):
-    """Refused here and in another process; free again when that has been killed."""
-    folder = tmp_path / "run"
-    refused = pytest.raises(InputError, match=r"run is in use: another process is training")
-    with checkpoints.locked(folder), refused, checkpoints.locked(folder):
-        pass
-    hold = "import sys, time; from pathlib import Path; from codebase import checkpoints\n"
-    hold += "with checkpoints.locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
-    with subprocess.Popen([sys.executable, "-c", hold, folder], cwd=ROOT, stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="in use"), checkpoints.locked(folder):
-            pass
-        process.kill()
-    with checkpoints.locked(folder):
-        pass
-
-
-def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
-    """And the file that it takes the place of keeps the other name, if it is given one."""
-    path, previous = tmp_path / "file", tmp_path / "previous"
-    path.write_bytes(b"old")
-    order = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(f"to {b.name}"), replace(a, b)))
-    checkpoints.write_atomically(path, lambda file: file.write(b"new"))
-    assert order == ["fsync", "to file", "fsync"]  # the content, the name
-    checkpoints.write_atomically(path, lambda file: file.write(b"newer"), previous)
-    assert order[3:] == ["fsync", "to previous", "to file", "fsync"]
-    assert (path.read_bytes(), previous.read_bytes()) == (b"newer", b"new")
-
-
-def test_a_file_is_whole_or_the_old_one(tmp_path):
-    """A write that fails halfway leaves the old content and nothing beside it."""
-    path = tmp_path / "file"
-    checkpoints.write_atomically(path, lambda file: file.write(b"old"))
-
-    def fail(file):
-        file.write(b"half of the new")
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space left"):
-        checkpoints.write_atomically(path, fail)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_prune_keeps_what_was_just_saved_and_all_that_is_later(tmp_path):
     """An orphan of a later step, whose training state was never written, must not count as the last one."""
     for step in (5, 10, 15, 20, 23, 40):
@@ -413,12 +282,3 @@ def test_prune_keeps_what_was_just_saved_and_all_that_is_later(tmp_path):
     checkpoints.weights_path(tmp_path, 27).touch()
     checkpoints.prune(tmp_path, 27, keep=1, iter_save=5)
     assert checkpoints.steps(tmp_path) == [20, 27, 40]
-
-
-def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
-    def acquire(self, timeout):
-        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
-
-    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
-    with checkpoints.locked(tmp_path):
-        assert "without locks: see to it that no other process" in capsys.readouterr().out

@@ -96,7 +96,7 @@ def load_weights(model, path):
 
 def fill(model, weights, path):
     """Fill the model with weights that were read from `path`."""
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(is_plain(value) for value in weights.values()):
         raise InputError(f"{path} holds no state_dict: names and tensors were expected.")
     own = model.state_dict()
     weights = {key: value for key, value in weights.items() if key in own or key not in SKIPPED}
@@ -106,11 +106,17 @@ def fill(model, weights, path):
             wrong.append(f"{key} is unexpected")
         elif value.shape != own[key].shape:
             wrong.append(f"{key} is {tuple(value.shape)} instead of {tuple(own[key].shape)}")
-        elif not value.isfinite().all():
+        elif not value.float().isfinite().all():
             wrong.append(f"{key} is not finite")
     if wrong:
         raise InputError(f"{path} does not fit a {type(model).__name__} with these flags: {'; '.join(wrong)}.")
     model.load_state_dict(weights)
+
+
+def is_plain(value):
+    """Is it a tensor of real numbers, stored one by one?"""
+    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_complex()
+    return plain and value.device.type == "cpu"
 
 
 def resume(folder, model, optimizer, experiment):
