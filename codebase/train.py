@@ -10,7 +10,7 @@ from tqdm import tqdm
 from codebase import processes
 from codebase.errors import NonFiniteError
 
-LOG_EVERY = 100  # steps between two points of a curve, and between two looks at the loss: each is a device sync
+LOG_EVERY = 100  # steps between two points of a curve; each needs a synchronisation with the device
 
 
 class Adam(torch.optim.Optimizer):
@@ -20,8 +20,8 @@ class Adam(torch.optim.Optimizer):
         p = p - lr weight_decay p
         p = p - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps),   t: the steps so far, this one included
 
-    The same numbers as torch.optim.Adam, up to rounding. It is ours because torch.compile makes one function of it and
-    the gradient, and cannot with torch's. Any optimizer of torch.optim can be used in its place.
+    The same numbers as torch.optim.Adam, up to rounding. It is ours because torch.compile can make one function of it
+    and the gradient, which it cannot with torch's. Any optimizer of torch.optim can be used instead.
     The learning rate is a tensor, param_groups[i]["lr"], to be changed in place.
     """
 
@@ -50,8 +50,8 @@ class Adam(torch.optim.Optimizer):
             beta1, beta2 = group["betas"]
             lr, t = group["lr"], group["t"]
             t.add_(1)
-            # exp(t log beta) is beta^t. The compiler computes an exp once, ahead of the loops over the weights; a power
-            # it would compute again for each weight.
+            # Bias corrections, computed once per step outside the kernel: exp(t log beta) is beta^t. A power would be
+            # computed again for each weight.
             rate = (lr / (1 - torch.exp(t * math.log(beta1)))).float()
             scale = ((1 - torch.exp(t * math.log(beta2))) ** -0.5).float()
             moved = [p for p in group["params"] if p.grad is not None]
@@ -107,25 +107,17 @@ def learning_rate(lr, schedule, iter_max):
     return lambda t: lr * 0.1 ** sum(step <= t for step in steps)
 
 
-def train(
-    model,
-    batches,  # endless iterator of tuples of tensors on the model's device, from step `start` on
-    optimizer,
-    *,
-    update=None,  # update(batch): training_step(model, optimizer, batch), if None, or what codebase/fast.py makes of it
-    rate=None,  # rate(t): the learning rate after t steps; None: as the optimizer has it
-    start=0,  # steps already done
-    iter_max,  # steps in all
-    iter_save,  # steps between two checkpoints; the last step is always one
-    save,  # save(step): write a checkpoint
-    log,  # log(step, {tag: value}): write a point of each curve
-    stop=lambda step: False,  # asked after every step: True ends the training there, which is then the last step
-):
-    """Minimise model.loss on the batches, from step `start` to step `iter_max`. Returns the last step, and the seconds.
+def train(model, batches, optimizer, *, iter_max, iter_save, save, log, start=0, update=None, rate=None, stop=None):
+    """Minimise model.loss on the batches, from step `start` to step iter_max. Returns the last step, and the seconds.
 
-    A model may have a buffer `step`, as the VAE has: it holds the number of finished steps while a loss is computed. A
+    batches: endless, tuples of tensors on the model's device, from step `start` on. update(batch): one training step,
+    training_step(model, optimizer, batch) or what codebase/fast.py makes of it. rate(t): the learning rate after t
+    steps; None: as the optimizer has it. save(step) is called every iter_save steps and at the last one;
+    log(step, {tag: value}) every LOG_EVERY steps. If stop(step) is true after a step, that step is the last one.
+
+    A model can have a buffer `step`, as the VAE has: it holds the number of finished steps while a loss is computed. A
     loss that changes during training (a warm-up) uses it, and so is right after a resume and in a compiled step.
-    A loss or weights that are not finite stop it with NonFiniteError before anything is saved of them.
+    If a loss or a weight is not finite, NonFiniteError ends the training, and nothing is saved of it.
     """
     model.train()
     update = update or functools.partial(training_step, model, optimizer)
@@ -143,8 +135,8 @@ def train(
                 set_rate(optimizer, rate(step - 1))
             points.append(update(next(batches)))
 
-            # Look at the loss, every LOG_EVERY steps; the only device syncs of the loop.
-            stopping = stop(step)
+            # The only synchronisations with the device: the losses since the last look.
+            stopping = stop is not None and stop(step)
             saving = step % iter_save == 0 or step == iter_max or stopping
             logging = step % LOG_EVERY == 0 or step == iter_max
             if logging or saving:
@@ -165,7 +157,7 @@ def train(
 
 
 def set_rate(optimizer, lr):
-    """Change the optimizer's learning rate; where it is a tensor in place, for a recorded step to see it."""
+    """Change the optimizer's learning rate; in place if it is a tensor, so that a CUDA graph sees it."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(lr)
@@ -185,8 +177,7 @@ def check_losses(points, step):
         loss, *terms = ((tag, value) for tag, value in zip(points[0], values[first].tolist(), strict=True))
         named = "".join(f"; {tag} is {value}" for tag, value in terms if not math.isfinite(value))
         raise NonFiniteError(
-            f"the loss of step {step - len(points) + 1 + first} is {loss[1]}{named}. "
-            "The last checkpoint is kept. A smaller --lr may help."
+            f"the loss of step {step - len(points) + 1 + first} is {loss[1]}{named}. A smaller --lr may help."
         )
     return dict(zip(points[-1], values[-1].tolist(), strict=True))
 
@@ -200,4 +191,4 @@ def check_weights(model, optimizer, step):
         state = {f"the optimizer's {key} of {name}": each for key, each in optimizer.state.get(parameter, {}).items()}
         for what, tensor in {name: parameter, **state}.items():
             if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
-                raise NonFiniteError(f"{what} is not finite after step {step}. The last checkpoint is kept.")
+                raise NonFiniteError(f"{what} is not finite after step {step}.")
