@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from codebase import precision, processes
 from codebase.checkpoints import random_state, restore_random_state
-from codebase.data import scaled
 from codebase.errors import NonFiniteError
-from codebase.utils import log_mean_exp
+from codebase.utils import log_mean_exp, scaled
 
 IMAGES = 100  # images in a chunk, at most, where there are several samples of each
 ROWS = 2000  # images in a chunk, or images x samples x labels where there are several samples: this bounds the memory

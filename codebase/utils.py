@@ -114,3 +114,8 @@ def log_bernoulli_with_logits(x, logits):
     """
     size = logits.abs()
     return (x * logits - 0.5 * (logits + size) + size.sigmoid().log()).sum(-1)
+
+
+def scaled(x):
+    """uint8 values as float32 in [0, 1]."""
+    return x.float() / 255
