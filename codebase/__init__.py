@@ -10,7 +10,7 @@ The rooms, each of which imports only from those below it:
     loading                           a trained model from its files: codebase.load
     train, fast                       the loop; its step, compiled or as a CUDA graph
     evaluate, pictures, curves        bounds with standard errors; grids of images; TensorBoard's file
-    checkpoints, data, glyphs         files: weights and training states; data sets; the built-in digits
+    checkpoints, data                 files: weights and training states; data sets and batches
     processes                         several processes that share runs, or work on one
     precision                         how exactly matrix products are computed
     models.vae, ...                   one model = its densities and bounds
