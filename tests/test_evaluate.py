@@ -7,8 +7,7 @@ import torch
 from conftest import ConditionalLinearGaussian, LabelledLinearGaussian, LinearGaussian, printed_by
 from torch.distributions import Normal
 
-from codebase import matmul_precision
-from codebase import evaluate
+from codebase import evaluate, matmul_precision
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE

@@ -10,16 +10,14 @@ import torch
 from conftest import COMPILED, needs_compiler, save_digits
 from torch import nn
 
-from codebase.runs import checkpoints
-from codebase.runs import course
-from codebase import matmul_precision
-from codebase import data, fast
+from codebase import data, fast, matmul_precision
 from codebase import train as train_module
 from codebase.errors import InputError
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
+from codebase.runs import checkpoints
 from codebase.train import Adam, learning_rate, train, training_step
 
 X = torch.randint(0, 256, (60, 784), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

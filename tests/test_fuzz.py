@@ -12,17 +12,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from codebase.experiment import run_name
 from conftest import ROOT, same, save_svhn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codebase.runs import checkpoints
-from codebase.runs import tables
 from codebase import data
 from codebase.errors import InputError
-from codebase.experiment import run_name
-from codebase.runs.flags import SHARED_FLAGS, parse_flags
 from codebase.models.vae import VAE
+from codebase.runs import checkpoints, tables
+from codebase.runs.flags import SHARED_FLAGS, parse_flags
 from codebase.runs.results import recorded
 from codebase.train import Adam
 
@@ -101,7 +100,7 @@ def test_damaged_npz_files(tmp_path, n):
 
     def read(content):
         path.write_bytes(content)
-        return outcome(lambda: data.read_npz(path))
+        return outcome(lambda: data.load(path))
 
     wholes = [read(content) for content in files]
     assert [whole is not None for whole in wholes] == [True, True, False, True, False]
@@ -132,7 +131,7 @@ def test_npz_files_of_other_arrays(tmp_path, n):
     def check(arrays):
         with path.open("wb") as file:
             np.savez(file, **arrays)
-        result = outcome(lambda: data.read_npz(path))
+        result = outcome(lambda: data.load(path))
         if result is not None:
             assert result.x_train.dtype == result.x_test.dtype == torch.uint8
             assert result.x_train.shape[1] == result.x_test.shape[1] == np.prod(result.shape) > 0
@@ -153,18 +152,18 @@ def test_npz_files_of_other_arrays(tmp_path, n):
 
 
 @pytest.mark.parametrize("n", CASES)
-def test_damaged_idx_files(tmp_path, n):
+def test_damaged_idx_files(tmp_path, monkeypatch, n):
     """MNIST's format, plain and gzipped, with the checksum of the whole file: what is read is that file or nothing."""
     content = b"\0\0\x08\x03" + b"\0\0\0\x02\0\0\0\x1c\0\0\0\x1c" + bytes(np.arange(2 * 784) % 256)
     forms = {"images": content, "images.gz": gzip.compress(content)}
-    description = ("images", 16, len(content), hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(data.mnist.MNIST_FILES, "images", hashlib.sha256(content).hexdigest())
 
     def check(form, edits):
         for name in forms:
             (tmp_path / name).unlink(missing_ok=True)
         (tmp_path / form).write_bytes(damage(forms[form], edits))
-        result = outcome(lambda: data.read_mnist_file(tmp_path, *description))
-        assert result is None or result.tobytes() == content[16:]
+        result = outcome(lambda: data.mnist.read_file(tmp_path / "images"))
+        assert result is None or result.numpy().tobytes() == content[16:]
         assert edits or result is not None
 
     for_all(n, (st.sampled_from(sorted(forms)), EDITS), check)
@@ -175,11 +174,11 @@ def test_damaged_mat_files(tmp_path, monkeypatch, n):
     folder = save_svhn(tmp_path / "svhn", monkeypatch)
     path = folder / "test_32x32.mat"
     content = path.read_bytes()
-    x, y = data.read_svhn_file(path)
+    x, y = data.svhn.read_file(path)
 
     def check(edits):
         path.write_bytes(damage(content, edits))
-        result = outcome(lambda: data.read_svhn_file(path))
+        result = outcome(lambda: data.svhn.read_file(path))
         assert result is None or (result[0].equal(x) and result[1].equal(y))
         assert edits or result is not None
 

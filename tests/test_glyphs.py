@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from codebase import glyphs
+from codebase.data import glyphs
 
 CHECKSUMS = {
     False: "f377fa5edc5af1e82831f6e2e9962104162269936752e29f7bfc363fa0fb2edf",

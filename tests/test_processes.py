@@ -16,7 +16,6 @@ import victim
 from conftest import COMPILED, ROOT, contents, needs_compiler, same, save_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from codebase.runs import checkpoints
 from codebase import data, evaluate, fast, processes
 from codebase.errors import InputError
 from codebase.models import vae
@@ -24,6 +23,7 @@ from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
+from codebase.runs import checkpoints
 from codebase.train import Adam, training_step
 
 

@@ -22,9 +22,9 @@ import victim
 from conftest import ROOT, Trap, contents, same, save_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from codebase.runs import checkpoints
 from codebase import judge
 from codebase.models.vae import VAE
+from codebase.runs import checkpoints
 
 SCRIPTS = ["run_vae.py", "run_gmvae.py", "run_ssvae.py", "run_fsvae.py"]
 ALL_OF_THEM = pytest.mark.parametrize(

@@ -12,17 +12,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from codebase.experiment import asked_to_stop, draw_styles
 from conftest import ROOT, contents, printed_by, same, save_svhn, saved
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from codebase import judge
-from codebase.runs import pictures
-from codebase import data
-from codebase.experiment import asked_to_stop, draw_styles
+from codebase import data, judge
 from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
+from codebase.runs import pictures
 from codebase.train import Adam, train
 
 NUMBER = r"-?\d+\.\d\d ± \d+\.\d\d"

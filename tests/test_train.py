@@ -156,9 +156,7 @@ def ones():
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(at, kept):
     saved = []
     model = Explodes(at)
-    with pytest.raises(
-        NonFiniteError, match=f"the loss of step {at} is inf; gen/kl_z is inf. A smaller --lr may help"
-    ):
+    with pytest.raises(NonFiniteError, match=f"the loss of step {at} is inf; gen/kl_z is inf. A smaller --lr may help"):
         train(
             model,
             ones(),

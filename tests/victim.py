@@ -20,10 +20,8 @@ import torch._dynamo  # which an optimiser imports at its first use, in a second
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
+from codebase import judge, train
 from codebase.runs import checkpoints
-from codebase import judge
-from codebase.runs import course
-from codebase import train
 
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")

@@ -1,0 +1,91 @@
+"""Data sets by name, as uint8 tensors.
+
+Where the images come from is in mnist, svhn, npz and glyphs. subsets has those that are evaluated, and those whose
+labels an SSVAE sees; batches has the endless batches for training, and the binarisation.
+
+Dimension letters: N images, B images of a batch, X pixels (channel first, flattened), C classes.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from codebase import processes
+from codebase.data import glyphs, mnist, npz, svhn
+from codebase.data.batches import (  # noqa: F401 (what scripts and notebooks use as data.X, here and below)
+    batches,
+    binarise,
+    binarise_once,
+    binary_batches,
+    labelled_batches,
+    one_hot,
+    semi_supervised_batches,
+)
+from codebase.data.download import DownloadError
+from codebase.data.subsets import binary_splits, labelled_splits, labelled_subset, test_subset  # noqa: F401
+from codebase.data.svhn import SVHN_SPLITS  # noqa: F401
+from codebase.errors import InputError
+from codebase.utils import scaled  # noqa: F401
+
+GLYPHS_SEED = 236  # the glyphs are one data set: their seed is not the run's
+
+
+class Data(NamedTuple):
+    """A data set. Labels are used to choose subsets, and by the models that are conditioned on them."""
+
+    name: str  # as in the run name: mnist, svhn, glyphs, or an .npz file's name with a checksum of its contents
+    origin: str  # where it came from, in words
+    shape: tuple  # of one image, (channels, height, width)
+    classes: int  # C; 0 without labels
+    x_train: torch.Tensor  # (N, X) uint8
+    y_train: torch.Tensor  # (N,) int64, 0 to C - 1; None without labels
+    x_test: torch.Tensor
+    y_test: torch.Tensor
+
+    @property
+    def x_dim(self):
+        """X, the number of values of one image."""
+        return self.x_train.shape[1]
+
+
+def load(dataset, data_dir="data", auto="mnist", split="extra"):
+    """The data set of that name.
+
+    dataset: 'mnist' or 'svhn' (from data_dir; what is missing there is downloaded to it), 'glyphs' (the built-in
+    digits, grey, or in colour if auto is 'svhn'), the path of an .npz file, or 'auto': the data set that `auto` names,
+    or the glyphs if it cannot be had, with a loud message. split: SVHN's training images: 'extra', 'train', or
+    'train+extra'. Raises InputError.
+    """
+    dataset, folder, colour = str(dataset), Path(data_dir), auto == "svhn"
+    if dataset.endswith(".npz"):
+        return Data(*npz.read(Path(dataset)))
+    if dataset == "glyphs":
+        return draw_glyphs(colour)
+    if dataset not in ("auto", "mnist", "svhn"):
+        raise InputError(f"--dataset {dataset}: the choices are auto, mnist, svhn, glyphs, and a path of an .npz file.")
+    name = auto if dataset == "auto" else dataset
+    try:
+        with processes.first_one_first():  # which downloads what is missing
+            return Data(*(mnist.read(folder) if name == "mnist" else svhn.read(folder, split)))
+    except DownloadError as error:
+        if dataset != "auto":
+            raise
+        line = "!" * 100
+        instead = f"USING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not {auto.upper()}'s."
+        print(f"{line}\n{error}\n{instead}\n{line}")
+        return draw_glyphs(colour)
+
+
+def draw_glyphs(colour):
+    """60,000 training and 10,000 test images of the built-in digits; the same on every machine."""
+    x, y = map(torch.from_numpy, glyphs.draw(70_000, GLYPHS_SEED, colour=colour))
+    shape, x = tuple(x.shape[1:]), x.flatten(1)
+    return Data("glyphs", "the built-in glyphs", shape, 10, x[:60_000], y[:60_000], x[60_000:], y[60_000:])
+
+
+def require_labels(data):
+    """Raises InputError if the data set has no labels, or all are the same."""
+    if data.classes < 2:
+        why = "has labels of one class only" if data.classes else "has no labels (y_train, y_test)"
+        raise InputError(f"{data.origin} {why}; this model needs those of two classes or more.")

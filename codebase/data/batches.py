@@ -1,0 +1,75 @@
+"""Endless shuffled batches of training images, and the binarisation of grey images."""
+
+import itertools
+
+import numpy as np
+import torch
+
+from codebase.errors import InputError
+from codebase.utils import scaled
+
+
+def binarise_once(x):
+    """The fixed binary version of grey test images, RandomState(0).binomial(1, x / 255). (N, X) uint8, as x is."""
+    grey = x.numpy().astype(np.float32) / np.float32(255)
+    return torch.from_numpy(np.random.RandomState(0).binomial(1, grey).astype(np.uint8))
+
+
+def binarise(x):
+    """A fresh binary version of grey images, x' ~ Bern(x / 255) exactly. x: uint8. Returns float32 in {0, 1}."""
+    return (x > torch.randint_like(x, 255)).float()  # randint: 0 to 254
+
+
+def batches(tensors, batch_size, seed, start=0):
+    """Endless batches of shuffled rows: tuples of (batch_size, ...), one from each of the tensors (of equal length N).
+
+    The order of every epoch is new, and follows from (seed, epoch) alone; its last N mod batch_size rows are left out.
+    So the batches from step `start` on are those that an uninterrupted run sees there. If batch_size = N, the rows stay
+    in their order. Raises InputError if batch_size > N.
+    """
+    n, device = len(tensors[0]), tensors[0].device
+    if batch_size > n:
+        raise InputError(f"--batch_size {batch_size} is more than the {n:,} training images.")
+    if batch_size == n:
+        return itertools.repeat(tuple(tensors))
+
+    def shuffled():
+        order = None
+        for step in itertools.count(start):
+            epoch, i = divmod(step, n // batch_size)
+            if order is None or i == 0:
+                order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n)).to(device)
+            rows = order[i * batch_size : (i + 1) * batch_size]
+            yield tuple(t.index_select(0, rows) for t in tensors)
+
+    return shuffled()
+
+
+def binary_batches(x, batch_size, seed, start=0):
+    """Endless batches (x,) of freshly binarised grey images, otherwise as `batches`. x: (N, X) uint8. Yields (B, X)."""
+    return ((binarise(rows),) for (rows,) in batches((x,), batch_size, seed, start))
+
+
+def labelled_batches(x, y, classes, batch_size, seed, start=0):
+    """Endless batches (x, y) of images in [0, 1] with their labels as one-hot rows, otherwise as `batches`.
+
+    x: (N, X) uint8; y: (N,) int64. Yields (B, X) and (B, C), both float32.
+    """
+    return ((scaled(rows), one_hot(labels, classes)) for rows, labels in batches((x, y), batch_size, seed, start))
+
+
+def semi_supervised_batches(x, x_labelled, y_labelled, batch_size, seed, start=0):
+    """Endless batches (x, x_labelled, y_labelled), all images freshly binarised, otherwise as `batches`.
+
+    x: (N, X) uint8, all images; x_labelled: (L, X) uint8; y_labelled: (L, C), one-hot rows. Yields (B, X), (B', X) and
+    (B', C); B' = L, the labelled images of every step, or B where there are more than that.
+    """
+    unlabelled = batches((x,), batch_size, seed, start)
+    labelled = batches((x_labelled, y_labelled), min(batch_size, len(x_labelled)), seed, start)
+    both = zip(unlabelled, labelled, strict=True)
+    return ((binarise(rows), binarise(rows_labelled), y) for (rows,), (rows_labelled, y) in both)
+
+
+def one_hot(y, classes):
+    """Labels (N,) int64 as rows (N, C), float32."""
+    return torch.nn.functional.one_hot(y, classes).float()

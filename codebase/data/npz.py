@@ -1,0 +1,54 @@
+"""The user's own images: an .npz file with the arrays x_train, y_train, x_test, y_test, as Keras names them."""
+
+import re
+import zlib
+
+import numpy as np
+import torch
+
+from codebase.errors import InputError
+
+
+def read(path):
+    """The fields of Data, from an .npz file.
+
+    Images: uint8, grey (N, height, width[, 1]) or in colour (N, height, width, 3). Labels: integers from 0 to at most
+    999, (N,), or none at all. Pickled arrays are refused, so that nothing in the file is executed. Raises InputError.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist; --dataset takes the path of an .npz file.")
+    try:
+        with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
+            kinds = "xy" if "y_train" in file or "y_test" in file else "x"
+            arrays = {name: file[name] for kind in kinds for name in (f"{kind}_train", f"{kind}_test")}
+    except Exception as error:  # an array is missing, or the file is damaged: numpy and zipfile raise a dozen kinds
+        what = "of plain arrays x_train, x_test and, if there are labels, y_train, y_test"
+        raise InputError(
+            f"{path} is not a readable .npz file {what} ({str(error) or type(error).__name__})."
+        ) from error
+
+    tensors, shapes, classes, checksum = [], [], 0, 0
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays.get(f"y_{part}")
+        if x.dtype != np.uint8 or x.ndim not in (3, 4) or x.shape[3:] not in ((), (1,), (3,)) or x.size == 0:
+            raise InputError(
+                f"{path}: x_{part} must hold grey images as (N, height, width) or colour images as (N, height, width, "
+                f"3), N at least 1, of uint8 values from 0 to 255; it is {x.shape} {x.dtype}."
+            )
+        x = np.ascontiguousarray((x if x.ndim == 4 else x[..., None]).transpose(0, 3, 1, 2))
+        checksum = zlib.crc32(x, checksum)
+        shapes.append(x.shape[1:])
+        if y is not None:
+            must = f"{path}: y_{part} must hold"
+            if y.shape != (len(x),) or y.dtype.kind not in "iu":
+                raise InputError(f"{must} {len(x):,} whole numbers, one for each image; it is {y.shape} {y.dtype}.")
+            if y.min() < 0 or y.max() > 999:
+                raise InputError(f"{must} labels from 0 to at most 999; its labels are from {y.min()} to {y.max()}.")
+            checksum = zlib.crc32(y.astype(np.uint8), checksum)
+            classes = max(classes, int(y.max()) + 1)
+            y = torch.from_numpy(y.astype(np.int64))  # in the machine's order of bytes
+        tensors += [torch.from_numpy(x).flatten(1), y]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"{path}: x_train and x_test must hold images of the same size and number of channels.")
+    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", path.stem)
+    return f"{stem}-{checksum:08x}", str(path), shapes[0], classes, *tensors

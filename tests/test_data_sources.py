@@ -1,0 +1,300 @@
+"""MNIST, SVHN and the glyphs: what is read, every complaint, and downloads."""
+
+import gzip
+import hashlib
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import contents, printed_by, save_svhn
+from torchvision.datasets import MNIST, SVHN
+
+from codebase import data
+from codebase.data import download, mnist
+from codebase.errors import InputError
+
+# MNIST
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path, monkeypatch):
+    """A data_dir in MNIST's layout with a few images of our own, two of the files gzipped, and their checksums."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    checksums = {}
+    for i, name in enumerate(mnist.MNIST_FILES):
+        n = 30 if "train" in name else 20
+        shape = (n,) if "labels" in name else (n, 28, 28)
+        header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
+        body = np.arange(n) % 10 if "labels" in name else np.random.RandomState(i).randint(0, 256, shape)
+        content = header + body.astype(np.uint8).tobytes()
+        if i % 2:
+            (raw / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (raw / name).write_bytes(content)
+        checksums[name] = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(mnist, "MNIST_FILES", checksums)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # the discard port: nobody listens
+
+
+def test_mnist_from_plain_and_gzipped_files(tiny_mnist):
+    before = contents(tiny_mnist)
+    images = data.load("mnist", tiny_mnist)
+    assert images.name == "mnist"
+    assert images.origin == f"MNIST from {tiny_mnist}/MNIST/raw"
+    assert (images.shape, images.classes, images.x_dim) == ((1, 28, 28), 10, 784)
+    assert images.x_train.shape == (30, 784)
+    assert images.x_train.dtype == torch.uint8
+    assert images.y_test.dtype == torch.int64
+    assert images.y_test.tolist() == list(range(10)) * 2
+    assert images.x_test.tolist() == np.random.RandomState(2).randint(0, 256, (20, 784)).tolist()
+    assert contents(tiny_mnist) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("train-images-idx3-ubyte", lambda content: content[:-100]),
+        ("train-images-idx3-ubyte", lambda content: b""),
+        ("train-images-idx3-ubyte", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+        ("train-labels-idx1-ubyte.gz", lambda content: content[:-9]),
+        ("train-labels-idx1-ubyte.gz", lambda content: b"no gzip at all"),
+        ("train-labels-idx1-ubyte.gz", lambda content: gzip.compress(b"something else")),
+    ],
+)
+@pytest.mark.parametrize("dataset", ["auto", "mnist"])
+def test_a_damaged_file_is_named_and_never_replaced_by_glyphs(tiny_mnist, file, damage, dataset):
+    path = tiny_mnist / "MNIST" / "raw" / file
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=file) as error:
+        data.load(dataset, tiny_mnist)
+    assert "delete it" in str(error.value)
+
+
+def test_without_mnist_and_network_auto_says_loudly_that_it_takes_the_glyphs(tmp_path, no_network, capsys, monkeypatch):
+    monkeypatch.setattr(data.glyphs, "draw", lambda *_, **__: (np.zeros((70_000, 1, 1, 1), np.uint8), np.zeros(70_000)))
+    assert data.load("auto", tmp_path / "absent").name == "glyphs"
+    assert "USING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not MNIST's." in capsys.readouterr().out
+    assert contents(tmp_path) == {}
+
+
+def test_without_mnist_and_network_mnist_says_what_to_put_where(tmp_path, no_network):
+    with pytest.raises(data.DownloadError, match=r"train-images-idx3-ubyte.gz.*absent/MNIST/raw.*--data_dir"):
+        data.load("mnist", tmp_path / "absent")
+    assert contents(tmp_path) == {}
+
+
+def test_files_that_are_there_stay_as_they_are_when_a_download_fails(tiny_mnist, no_network):
+    (tiny_mnist / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz").unlink()
+    before = contents(tiny_mnist)
+    with pytest.raises(data.DownloadError, match=r"files \(train-labels-idx1-ubyte.gz\) into"):
+        data.load("mnist", tiny_mnist)
+    assert contents(tiny_mnist) == before
+
+
+@pytest.fixture
+def server():
+    """server(answer) listens on this machine, calls answer(connection, request) each time, and returns its URL."""
+    sockets = []
+
+    def start(answer):
+        listener = socket.create_server(("127.0.0.1", 0))
+        sockets.append(listener)
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                sockets.append(connection)
+                answer(connection, connection.recv(65536))
+
+        threading.Thread(target=serve, daemon=True).start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/"
+
+    yield start
+    for each in sockets:
+        each.close()
+
+
+def test_a_download_that_stalls_is_given_up(tmp_path, server, monkeypatch):
+    """A server that sends half of the file and then nothing. Nothing of it stays, and later connections may wait."""
+    url = server(lambda c, _: c.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(500)))
+    monkeypatch.setattr(MNIST, "mirrors", [url])
+    monkeypatch.setattr(download, "PATIENCE", 0.5)
+    began = time.monotonic()
+    with pytest.raises(data.DownloadError, match="timed out"):
+        data.load("mnist", tmp_path / "absent")
+    assert time.monotonic() - began < 5
+    assert socket.getdefaulttimeout() is None
+    assert contents(tmp_path) == {}
+
+
+def test_a_server_that_speaks_no_http(tmp_path, server, monkeypatch):
+    def answer(connection, _):
+        connection.sendall(b"what?\r\n\r\n")
+        connection.close()
+
+    monkeypatch.setattr(MNIST, "mirrors", [server(answer)])
+    with pytest.raises(data.DownloadError, match="what"):
+        data.load("mnist", tmp_path / "absent")
+    assert contents(tmp_path) == {}
+
+
+def test_a_download_with_a_wrong_checksum_is_refused(tmp_path, server, monkeypatch):
+    def answer(connection, _):
+        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 500\r\n\r\n" + bytes(500))
+        connection.close()
+
+    monkeypatch.setattr(MNIST, "mirrors", [server(answer)])
+    with pytest.raises(data.DownloadError, match="not found or corrupted"):
+        data.load("mnist", tmp_path / "absent")
+    assert contents(tmp_path) == {}
+
+
+def test_a_download_lands_in_data_dir(tmp_path, tiny_mnist, server, monkeypatch):
+    """Served by a mirror of our own, with its checksums; the second time nothing is downloaded."""
+    files = {}
+    for path, content in contents(tiny_mnist).items():
+        files[f"{path.stem}.gz"] = content if path.suffix == ".gz" else gzip.compress(content)
+
+    def answer(connection, request):
+        content = files[request.split()[1].decode().strip("/")]
+        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+        connection.close()
+
+    monkeypatch.setattr(MNIST, "mirrors", [server(answer)])
+    monkeypatch.setattr(MNIST, "resources", [(k, hashlib.md5(v).hexdigest()) for k, v in files.items()])
+    new = tmp_path / "new" / "place"
+    first = data.load("mnist", new)
+    assert first.x_train.shape == (30, 784)
+    assert {path.name for path in (new / "MNIST" / "raw").glob("*.gz")} == set(files)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "new"]
+    monkeypatch.setattr(MNIST, "mirrors", [])
+    assert data.load("auto", new).x_test.equal(first.x_test)
+
+
+# SVHN
+
+
+@pytest.mark.parametrize("split", ["train", "extra", "train+extra"])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_svhn_is_as_torchvision_reads_it(tmp_path, monkeypatch, split, compressed):
+    """Images channel first, label 10 as the digit 0; turned seven images at a time."""
+    monkeypatch.setattr(data.svhn, "ROWS", 7)
+    folder = save_svhn(tmp_path / "data", monkeypatch, compressed=compressed)
+    svhn = data.load("svhn", folder, "svhn", split)
+    assert (svhn.name, svhn.shape) == ("svhn", (3, 32, 32))
+    parts = [SVHN(folder, part) for part in split.split("+")]
+    assert svhn.x_train.tolist() == np.concatenate([part.data for part in parts]).reshape(-1, 3072).tolist()
+    assert svhn.y_train.tolist() == np.concatenate([part.labels for part in parts]).tolist()
+    assert svhn.x_train.dtype == torch.uint8
+    test = SVHN(folder, "test")
+    assert svhn.x_test.tolist() == test.data.reshape(-1, 3072).tolist()
+    assert svhn.y_test.tolist() == test.labels.tolist() == [*range(1, 10), 0] * 2
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-10], lambda content: b"", lambda content: content + b"x"])
+@pytest.mark.parametrize("dataset", ["svhn", "auto"])
+def test_a_damaged_file_of_svhn_is_named_and_never_replaced(tmp_path, monkeypatch, damage, dataset):
+    folder = save_svhn(tmp_path / "data", monkeypatch)
+    path = folder / "test_32x32.mat"
+    path.write_bytes(damage(path.read_bytes()))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"test_32x32.mat is not SVHN's file of that name, or damaged") as error:
+        data.load(dataset, folder, "svhn", "train")
+    assert not isinstance(error.value, data.DownloadError)
+    assert path.read_bytes() == before
+
+
+def test_without_svhn_and_network(tmp_path, monkeypatch, capsys):
+    """svhn says what to put where; auto says loudly that it takes the colour glyphs."""
+    save_svhn(tmp_path / "elsewhere", monkeypatch)
+    monkeypatch.setattr(data, "draw_glyphs", lambda colour: ("glyphs", colour))
+    with pytest.raises(data.DownloadError, match=r"extra_32x32.mat, test_32x32.mat\) into .*absent, or say where"):
+        data.load("svhn", tmp_path / "absent", "svhn")
+    assert contents(tmp_path / "absent") == {}
+    assert data.load("auto", tmp_path / "absent", "svhn") == ("glyphs", True)
+    assert "USING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not SVHN's." in capsys.readouterr().out
+    with pytest.raises(data.DownloadError, match="MNIST could not"):
+        data.load("mnist", tmp_path / "absent", "svhn")
+
+
+def test_files_of_svhn_that_are_there_stay_as_they_are_when_a_download_fails(tmp_path, monkeypatch):
+    folder = save_svhn(tmp_path / "data", monkeypatch)
+    (folder / "extra_32x32.mat").unlink()
+    before = contents(folder)
+    with pytest.raises(data.DownloadError, match=r"files \(extra_32x32.mat\) into"):
+        data.load("svhn", folder, "svhn")
+    assert contents(folder) == before
+
+
+def test_only_the_missing_file_of_svhn_is_downloaded(tmp_path, monkeypatch, server):
+    """The server has no other."""
+    theirs = save_svhn(tmp_path / "theirs", monkeypatch)
+    content = (theirs / "extra_32x32.mat").read_bytes()
+
+    def answer(connection, request):
+        assert request.split()[1] == b"/extra_32x32.mat"
+        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+        connection.close()
+
+    url = server(answer)
+    monkeypatch.setattr(SVHN, "split_list", {k: [url + v[1], *v[1:]] for k, v in SVHN.split_list.items()})
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "test_32x32.mat").write_bytes((theirs / "test_32x32.mat").read_bytes())
+    svhn = data.load("svhn", mine, "svhn")
+    assert len(svhn.x_train) == 50
+    assert sorted(path.name for path in mine.iterdir()) == ["extra_32x32.mat", "test_32x32.mat"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "theirs"]
+
+
+@pytest.mark.slow
+def test_svhn_is_never_in_memory_twice(tmp_path):
+    """Reading a file of 100,000 images, 307 MB, takes less than 1.15 times that; the like of torchvision's takes 2."""
+    program = (
+        "import hashlib, resource, sys, numpy as np, scipy.io; from pathlib import Path\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "path = Path(sys.argv[1], 'extra_32x32.mat')\n"
+        "if sys.argv[2] == 'write':\n"
+        "    x = np.repeat(np.random.RandomState(0).randint(0, 256, 4_800_000).astype(np.uint8), 64)\n"
+        "    y = np.ones((100_000, 1), np.uint8)\n"
+        "    x = np.asfortranarray(x.reshape(100_000, 3, 32, 32).T)\n"
+        "    scipy.io.savemat(path, {'X': x, 'y': y}, do_compression=True); sys.exit()\n"
+        "from codebase.data import svhn; from torchvision.datasets import SVHN\n"
+        "SVHN.split_list = {'extra': ['', path.name, hashlib.md5(path.read_bytes()).hexdigest()]}\n"
+        "before = peak(); x, y = svhn.read_file(path); print(peak() - before, x.shape[0])\n"
+    )
+    for what in ("write", "read"):
+        out = printed_by(program, tmp_path, what)
+    grown, n = map(int, out.split())
+    assert n == 100_000
+    assert grown < 1.15 * 100_000 * 3072
+
+
+def test_unknown_name():
+    with pytest.raises(InputError, match="minst: the choices are auto, mnist, svhn, glyphs"):
+        data.load("minst", "data")
+
+
+@pytest.mark.slow
+def test_glyphs_are_a_data_set_of_60000_and_10000():
+    drawn = data.load("glyphs", "unused")
+    assert (drawn.name, drawn.shape) == ("glyphs", (1, 28, 28))
+    assert drawn.x_train.shape == (60_000, 784)
+    assert drawn.x_test.shape == (10_000, 784)
+    assert drawn.y_train.bincount().shape == (10,)
+    x, y = data.glyphs.draw(70_000, data.GLYPHS_SEED)
+    assert drawn.x_train.equal(torch.from_numpy(x[:60_000]).flatten(1))
+    assert drawn.x_test.equal(torch.from_numpy(x[60_000:]).flatten(1))
+    assert drawn.y_test.tolist() == y[60_000:].tolist()
