@@ -165,10 +165,7 @@ def test_what_is_no_checkpoint_is_named_and_never_executed(saved):
     assert not (folder / "sprung").exists()
     with pytest.raises(InputError, match=r"absent.pt does not exist"):
         checkpoints.load_weights(model, folder / "absent.pt")
-    bias = {"enc.net.0.bias": torch.zeros(300)}
-    zeros = torch.zeros(300)
-    strange = [zeros.to_sparse(), zeros.cfloat(), zeros.to("meta")]
-    for content in ([1, 2], {"enc": 3}, torch.zeros(3), *({**bias, "x": tensor} for tensor in strange)):
+    for content in ([1, 2], {"enc": 3}, torch.zeros(3)):
         torch.save(content, folder / "other.pt")
         with pytest.raises(InputError, match=r"other.pt holds no state_dict"):
             checkpoints.load_weights(model, folder / "other.pt")

@@ -77,7 +77,7 @@ def read(path):
     except pickle.UnpicklingError as error:  # PyTorch's own message says how to read the file unsafely
         call = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it would call {call[1]}" if call else "it is damaged, or not a checkpoint"
-        raise InputError(f"{path} cannot be read safely: {reason}.") from error
+        raise InputError(f"{path} cannot be read: {reason}.") from error
     except Exception as error:  # a damaged file can make torch raise any error
         raise InputError(f"{path} cannot be read: {in_one_line(error)}.") from error
 
@@ -96,7 +96,7 @@ def load_weights(model, path):
 
 def fill(model, weights, path):
     """Fill the model with weights that were read from `path`."""
-    if not isinstance(weights, dict) or not all(is_plain(value) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise InputError(f"{path} holds no state_dict: names and tensors were expected.")
     own = model.state_dict()
     weights = {key: value for key, value in weights.items() if key in own or key not in SKIPPED}
@@ -111,12 +111,6 @@ def fill(model, weights, path):
     if wrong:
         raise InputError(f"{path} does not fit a {type(model).__name__} with these flags: {'; '.join(wrong)}.")
     model.load_state_dict(weights)
-
-
-def is_plain(value):
-    """Is it a tensor of real numbers, stored one by one?"""
-    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_complex()
-    return plain and value.device.type == "cpu"
 
 
 def resume(folder, model, optimizer, experiment):

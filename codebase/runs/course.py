@@ -119,7 +119,7 @@ def train_run(run, model, batches, draw, splits):
     began = time.monotonic()
 
     with (
-        EventFile(run.logs, start) if first else contextlib.nullcontext() as writer,
+        contextlib.closing(EventFile(run.logs, start)) if first else contextlib.nullcontext() as writer,
         matmul_precision.training(model, flags.precision, run.device) as bfloat16,
         catch_signals() as signals,
     ):

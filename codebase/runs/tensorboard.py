@@ -1,6 +1,5 @@
 """The curves, pictures and texts of a run, in the format of TensorBoard."""
 
-import contextlib
 import time
 
 from tensorboardX import summary
@@ -13,7 +12,7 @@ FLUSH_SECONDS = 10
 
 
 class EventFile:
-    """A new event file in a folder, for a process that trains on from step `start`; to be used in a with block.
+    """A new event file in a folder, for a process that trains on from step `start`.
 
     TensorBoard ignores what an earlier process logged after that step. A flush writes all that was added before it; a
     write error is an OSError. (tensorboardX's SummaryWriter writes in another thread. Its flush does not wait for that
@@ -27,11 +26,8 @@ class EventFile:
         self.write(file_version="brain.Event:2")
         self.write(step=start + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        with contextlib.suppress(OSError) if kind else named(self.path):  # do not hide an earlier error
+    def close(self):
+        with named(self.path):
             self.file.close()
 
     def write(self, **event):
