@@ -160,10 +160,10 @@ def accuracy(log_q, y):
 
 
 def mistakes(log_q, y):
-    """For each pair of classes, the image of the one that is taken for the other with the most confidence.
+    """For each pair of classes, the image of one that is mistaken for the other with the most confidence.
 
-    log_q, y as in `accuracy`. Returns indices (C, C): row = true class, column = predicted class, and -1 where there is
-    no such mistake, the diagonal among them.
+    log_q, y as in `accuracy`. Returns indices (C, C): row = true class, column = predicted class, and -1 if there is no
+    such mistake, as on the diagonal.
     """
     confidence, predicted = (each.cpu() for each in log_q.max(-1))
     y = y.cpu()

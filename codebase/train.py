@@ -185,7 +185,7 @@ def check_losses(points, step):
 def check_weights(model, optimizer, step):
     """NonFiniteError names the first parameter that is not finite, or of which the optimizer's state is not.
 
-    An infinite second moment of Adam would leave the parameter where it is for good, with every loss finite.
+    With an infinite second moment, Adam never changes the parameter again, although every loss is finite.
     """
     for name, parameter in model.named_parameters():
         state = {f"the optimizer's {key} of {name}": each for key, each in optimizer.state.get(parameter, {}).items()}

@@ -1,7 +1,7 @@
 """The mathematics of the homework: tensors to tensors, on their own device; no modules or files.
 
 Every function broadcasts over leading dimensions and sums over the last one, so that it returns one number per image
-(and per sample, where there is a leading dimension of samples). All densities are in nats; `v` is always a variance.
+(and per sample, if there is a leading dimension of samples). All densities are in nats; `v` is always a variance.
 
 Dimension letters: B images, X pixels, D latent dimensions, K mixture components, M importance samples, C classes.
 """

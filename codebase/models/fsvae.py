@@ -5,7 +5,7 @@
     q(z|x,y) = N(z; m(x, y), diag v(x, y)),   m, v from enc(x, y)
 
 The label y is always observed, so everything is conditioned on it. The bounds are the VAE's, given y: bounds on
-log p(x|y). Only the likelihood differs. It is a density: its log is positive where the model is good.
+log p(x|y). Only the likelihood differs. It is a density: its log is positive if the model is good.
 
 Dimension letters: B images, X pixels, D latent dimensions, C classes.
 """

@@ -4,7 +4,7 @@
     p(x|z) = Bern(x; sigmoid(dec(z)))
     q(z|x) = N(z; m(x), diag v(x)),   m, v from enc(x)
 
-A model is its densities; the bounds below are made of them. A subclass with another prior overrides log_prior and
+A model is its densities; the bounds below are computed from them. A subclass with another prior overrides log_prior and
 sample_z. One with another likelihood overrides log_likelihood, mean_x and sample_x.
 
 *y are labels, one-hot rows (..., B, C), for the models that condition on them (Problem 4, bonus). The methods here only
@@ -38,7 +38,7 @@ class VAE(nn.Module):
     modules are called with two arguments, the second one (N, y_dim).
     """
 
-    labels_per_image = 1  # C where the bounds sum over all labels: the networks see so many rows for each image
+    labels_per_image = 1  # C if the bounds sum over all labels: then the networks get C rows for each image
 
     def __init__(self, z_dim=10, iw=1, *, x_dim=784, y_dim=0, n_hidden=300, enc=None, dec=None):
         super().__init__()

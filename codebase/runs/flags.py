@@ -44,7 +44,7 @@ def whole(low, high=10**15):
 
 
 def number(text):
-    """An int where the number is whole: 100 and 100.0 are one experiment."""
+    """The number as an int if it is whole: 100 and 100.0 are the same experiment."""
     value = float(text)
     return int(value) if value.is_integer() else value
 

@@ -48,7 +48,7 @@ def read(folders):
             about, run = described(record)
             experiment = {k: v for k, v in record.get("experiment", {}).items() if k != "seed"}
         except FileNotFoundError:
-            left_out.append(f"{path}: not finished, there is none yet")
+            left_out.append(f"{path}: not finished, it does not exist yet")
             continue
         except Exception as error:  # a damaged file can hold anything
             left_out.append(f"{path}: cannot be read ({error!r})")
