@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -357,12 +358,19 @@ def test_weights_beside_a_training_state_that_are_not_its_own(begun):
     assert resume(folder)[0] == (2, 3.0)
 
 
-def test_a_folder_is_locked_while_its_process_lives(tmp_path):
-    """Refused here and in another process; free again when that has been killed."""
+def test_a_folder_is_locked(tmp_path):
+    """Refused while another holds it; free again afterwards."""
     folder = tmp_path / "run"
     refused = pytest.raises(InputError, match=r"run is in use: another process is training")
-    with checkpoints.locked(folder), refused, checkpoints.locked(folder):
-        pass
+    for _ in range(2):
+        with checkpoints.locked(folder), refused, checkpoints.locked(folder):
+            pass
+
+
+@pytest.mark.slow
+def test_a_folder_is_locked_while_its_process_lives(tmp_path):
+    """Refused in another process; free again when that has been killed."""
+    folder = tmp_path / "run"
     hold = "import sys, time; from pathlib import Path; from codebase import checkpoints\n"
     hold += "with checkpoints.locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
     with subprocess.Popen([sys.executable, "-c", hold, folder], cwd=ROOT, stdout=subprocess.PIPE) as process:
@@ -374,18 +382,47 @@ def test_a_folder_is_locked_while_its_process_lives(tmp_path):
         pass
 
 
-def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
-    """And the file that it takes the place of keeps the other name, if it is given one."""
+class Disk:
+    """What a power cut may leave: a file's content is safe once it is synced, a name once its folder is."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.contents, self.names = folder, {}, None  # inode -> content; name -> inode
+        self.syncing, self.renaming = os.fsync, os.replace
+        monkeypatch.setattr(os, "fsync", self.fsync)
+        monkeypatch.setattr(os, "replace", self.replace)
+        self.fsync_names()
+
+    def fsync_names(self):
+        self.names = {path.name: path.stat().st_ino for path in self.folder.iterdir()}
+
+    def fsync(self, fd):
+        self.syncing(fd)
+        inode = os.fstat(fd).st_ino
+        if inode == self.folder.stat().st_ino:
+            self.fsync_names()
+        for path in self.folder.iterdir():
+            if path.stat().st_ino == inode:
+                self.contents[inode] = path.read_bytes()
+
+    def replace(self, a, b):
+        inode = Path(a).stat().st_ino
+        assert self.contents.get(inode) == Path(a).read_bytes(), f"{b} may be empty after a power cut"
+        self.renaming(a, b)
+
+    def after_a_power_cut(self, path):
+        return self.contents[self.names[path.name]]
+
+
+def test_a_power_cut_leaves_a_whole_file_in_each_place(tmp_path, monkeypatch):
+    """Once a file is written it stays; and what it takes the place of has the other name, if it is given one."""
     path, previous = tmp_path / "file", tmp_path / "previous"
-    path.write_bytes(b"old")
-    order = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(f"to {b.name}"), replace(a, b)))
+    disk = Disk(tmp_path, monkeypatch)
+    checkpoints.write_atomically(path, lambda file: file.write(b"old"))
+    assert disk.after_a_power_cut(path) == b"old"
     checkpoints.write_atomically(path, lambda file: file.write(b"new"))
-    assert order == ["fsync", "to file", "fsync"]  # the content, the name
+    assert disk.after_a_power_cut(path) == b"new"
     checkpoints.write_atomically(path, lambda file: file.write(b"newer"), previous)
-    assert order[3:] == ["fsync", "to previous", "to file", "fsync"]
+    assert (disk.after_a_power_cut(path), disk.after_a_power_cut(previous)) == (b"newer", b"new")
     assert (path.read_bytes(), previous.read_bytes()) == (b"newer", b"new")
 
 

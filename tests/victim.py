@@ -20,7 +20,7 @@ import torch._dynamo  # which an optimiser imports at its first use, in a second
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
-from codebase import checkpoints, content, experiment, train
+from codebase import checkpoints, content, train
 
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
@@ -144,5 +144,5 @@ def die_at_write(n):
     checkpoints.open = Half
     cut(os, "fsync")
     cut(os, "replace", after=True)
-    cut(experiment.checkpoints, "prune")
+    cut(checkpoints, "prune")
     cut(Path, "unlink")
