@@ -10,7 +10,7 @@ Sums, and everything that is not a product of matrices, are in float32 in all of
 """
 
 import functools
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -54,23 +54,28 @@ def cpu_has_bfloat16():
 
 
 @contextmanager
-def training(model, precision, device):
-    """Inside: products as --precision says. Yields whether training_step is to round their factors to bfloat16 itself.
+def float32_outputs(model):
+    """Inside: every module of the model returns float32 where torch.autocast would let it return bfloat16.
 
-    If so, every module of the model returns float32 where torch.autocast would let it return bfloat16: only the factors
-    of products are rounded, and everything between two products is in float32.
+    So only the factors of products are rounded; everything between two products is in float32, in any network.
     """
-    on_cpu = device.type == "cpu"
-    bfloat16 = on_cpu and precision == "medium" and cpu_has_bfloat16()
-    setting = precision if not on_cpu or precision == "highest" else evaluation_setting(device)
 
     def hook(module, inputs, output):
         return output.float() if getattr(output, "dtype", None) == torch.bfloat16 else None
 
-    hooks = [module.register_forward_hook(hook) for module in model.modules() if bfloat16]
+    hooks = [module.register_forward_hook(hook) for module in model.modules()]
     try:
-        with matmul_precision(setting):
-            yield bfloat16
+        yield
     finally:
         for each in hooks:
             each.remove()
+
+
+@contextmanager
+def training(model, precision, device):
+    """Inside: products as --precision says. Yields whether training_step is to round their factors to bfloat16."""
+    on_cpu = device.type == "cpu"
+    bfloat16 = on_cpu and precision == "medium" and cpu_has_bfloat16()
+    setting = precision if not on_cpu or precision == "highest" else evaluation_setting(device)
+    with matmul_precision(setting), float32_outputs(model) if bfloat16 else nullcontext():
+        yield bfloat16

@@ -6,20 +6,27 @@ import runpy
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.datasets import SVHN
 
+from codebase import judge
 from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
+from codebase.train import Adam, train
 from codebase.utils import log_mean_exp, log_normal
 
 ROOT = Path(__file__).parent.parent
+
+torch.set_num_threads(1)  # the models here are small, and threads that wait for one another cost more than they bring
 
 # Older versions of PyTorch do not compile loss.backward().
 COMPILED = "compiled, ready" if hasattr(torch._dynamo.config, "trace_autograd_ops") else "its loss compiled, ready"
@@ -97,6 +104,8 @@ def printed_by(program, *args, cwd=ROOT):
 def script(tmp_path, monkeypatch, capsys):
     """script('run_vae.py', '--z', 2, ...) runs it in tmp_path. Returns (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
+    save = Image.Image.save
+    monkeypatch.setattr(Image.Image, "save", lambda *args, **how: save(*args, **({"compress_level": 1} | how)))  # quick
 
     def call(name, *args):
         monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
@@ -109,6 +118,73 @@ def script(tmp_path, monkeypatch, capsys):
         return code, out, err
 
     return call
+
+
+# The run scripts on small data
+
+NUMBER = r"-?\d+\.\d\d ± \d+\.\d\d"
+STATES = {"training.pt"}
+EVAL = {"eval/nelbo_test", "eval/nelbo_train"}  # the curves of every checkpoint
+
+
+def with_usual(script, usual, name, *args):
+    """script(name, ...) with the usual flags, but for those that are given."""
+    if "--train" in args and args[args.index("--train") + 1] == 0:
+        usual = {flag: value for flag, value in usual.items() if flag != "--iter_max"}  # it would name a checkpoint
+    return script(name, *(x for flag, value in usual.items() if flag not in args for x in (flag, value)), *args)
+
+
+@pytest.fixture
+def on_digits(script, digits):
+    """on_digits('run_vae.py', '--z', 2, ...): small digits, 30 steps, a checkpoint every 20, unless told otherwise."""
+    usual = {"--dataset": digits, "--iter_max": 30, "--iter_save": 20, "--batch_size": 50, "--device": "cpu"}
+    return partial(with_usual, script, usual)
+
+
+@pytest.fixture
+def vae(on_digits):
+    return partial(on_digits, "run_vae.py")
+
+
+@pytest.fixture
+def fsvae(script, colour_digits, monkeypatch):
+    """As `vae`, on small colour digits, a checkpoint every 10 steps, judged by a classifier of 60 steps."""
+    monkeypatch.setattr(judge, "STEPS", 60)
+    usual = {"--dataset": colour_digits, "--iter_max": 30, "--iter_save": 10, "--batch_size": 50, "--device": "cpu"}
+    return partial(with_usual, script, usual, "run_fsvae.py")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """The one run there is: its folders of checkpoints and of logs."""
+
+    def find():
+        (checkpoints,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
+        return checkpoints, tmp_path / "logs" / checkpoints.name
+
+    return find
+
+
+def weights(folder, step):
+    return torch.load(folder / f"model-{step:05d}.pt", weights_only=True)
+
+
+def curves(logs):
+    """What TensorBoard shows: {tag: [(step, value), ...]}."""
+    events = EventAccumulator(str(logs)).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def pictures_shown(logs):
+    """The pictures that TensorBoard shows: {tag: [(step, file's bytes), ...]}."""
+    events = EventAccumulator(str(logs), size_guidance={"images": 0}).Reload()
+    return {tag: [(e.step, e.encoded_image_string) for e in events.Images(tag)] for tag in events.Tags()["images"]}
+
+
+def run_steps(model, batches, n):
+    """n steps of the scripts' training, at their learning rate."""
+    nothing = {"save": lambda step: None, "log": lambda step, values: None}
+    train(model, batches, Adam(model.parameters(), 1e-3), iter_max=n, iter_save=n, **nothing)
 
 
 def saved(folder):

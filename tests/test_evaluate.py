@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from conftest import ConditionalLinearGaussian, LabelledLinearGaussian, LinearGaussian, printed_by
+from conftest import ROOT, ConditionalLinearGaussian, LabelledLinearGaussian, LinearGaussian, printed_by
 from torch.distributions import Normal
 
 from codebase import evaluate, matmul_precision
@@ -182,6 +182,20 @@ def test_memory_is_bounded_and_does_not_grow_with_the_number_of_samples(model):
     loaded, few, many = map(int, printed_by(program).split())  # KiB
     assert few - loaded < 500_000
     assert many - few < 50_000
+
+
+@pytest.mark.slow
+def test_peak_memory_of_evaluating(tmp_path, digits):
+    """--train 0 stays under 1.5 GB."""
+    program = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"  # Linux counts KiB
+    )
+    command = [ROOT / "run_vae.py", "--dataset", "glyphs", "--device", "cpu", "--iter_max", "2"]
+    printed_by(program, *command, cwd=tmp_path)
+    *report, peak = printed_by(program, *command, "--train", "0", cwd=tmp_path).splitlines()
+    assert any(line.startswith("Negative IWAE-1000") for line in report)
+    assert int(peak) < 1.5e9
 
 
 def test_while_evaluating():

@@ -3,12 +3,17 @@
 import contextlib
 import copy
 import inspect
+import shutil
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import COMPILED, needs_compiler, save_digits
+from conftest import COMPILED, ROOT, needs_compiler, same, save_digits
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from codebase import data, fast, matmul_precision
 from codebase import train as train_module
@@ -43,7 +48,7 @@ def trained(make, steps, device="cpu", quick=False, bfloat16=False):
     batches = batches_of(model, device)
     update = partial(training_step, model, optimizer, bfloat16=bfloat16)
     batch = next(batches)
-    with matmul_precision.cast_back(model) if bfloat16 else contextlib.nullcontext():
+    with matmul_precision.float32_outputs(model) if bfloat16 else contextlib.nullcontext():
         if quick:
             update, how = fast.faster(update, batch)
             assert how.startswith((COMPILED, "a CUDA graph, ready")), how
@@ -63,10 +68,9 @@ MODELS = {
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(
-    "name", [name if name in ("vae", "supervised") else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
-)
+@pytest.mark.parametrize("name", MODELS)
 def test_the_same_losses_weights_and_moments_from_the_same_seed(name, device, tmp_path):
     plain, plain_adam, expected, drawn = trained(MODELS[name], 30, device)
     model, optimizer, losses, drawn_too = trained(MODELS[name], 30, device, quick=True)
@@ -91,6 +95,7 @@ def test_the_same_losses_weights_and_moments_from_the_same_seed(name, device, tm
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_compiled_in_bfloat16():
     _, _, exact, _ = trained(MODELS["vae"], 30)
     _, _, expected, _ = trained(MODELS["vae"], 30, bfloat16=True)
@@ -101,28 +106,48 @@ def test_compiled_in_bfloat16():
     torch.testing.assert_close(losses["gen/rec"], exact["gen/rec"], rtol=1e-2, atol=0)
 
 
-def test_bfloat16_rounds_the_factors_of_products_and_nothing_else(monkeypatch):
-    """The plain update: every product is in bfloat16, every other operation, the mixture's product too, is not."""
+class Dtypes(TorchDispatchMode):
+    """Inside: the operations that are computed, and the types of their results, {name: {types}}."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        results = operation(*args, **(kwargs or {}))
+        for each in results if isinstance(results, (tuple, list)) else [results]:
+            self.of.setdefault(operation.overloadpacket.__name__, set()).add(each.dtype)
+        return results
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_bfloat16_rounds_the_factors_of_products_and_nothing_else(bfloat16):
+    """The loss in the plain update: the networks' products are in bfloat16; all else, the mixture's product too,
+    is not."""
     torch.manual_seed(0)
     model = GMVAE(z_dim=3, k=20)
-    seen, linear = [], nn.functional.linear
+    batch, loss, seen = next(batches_of(model, "cpu")), model.loss, Dtypes()
 
-    def looking(x, *weights):
-        result = linear(x, *weights)
-        seen.append(result.dtype)
-        return result
+    def watched(*batch):
+        with seen:
+            return loss(*batch)
 
-    monkeypatch.setattr(nn.functional, "linear", looking)
-    batch = next(batches_of(model, "cpu"))
-    for bfloat16, dtype in ((False, torch.float32), (True, torch.bfloat16)):
-        seen.clear()
-        with matmul_precision.cast_back(model) if bfloat16 else contextlib.nullcontext():
-            point = training_step(model, Adam(model.parameters(), 1e-9), batch, bfloat16)
-        assert seen == 6 * [dtype]
-        assert all(value.dtype == torch.float32 for value in point.values())
-    with torch.autocast("cpu", torch.bfloat16), matmul_precision.cast_back(model):
-        assert model.enc(batch[0]).dtype == torch.float32
-        z = torch.randn(5, 3)
+    model.loss = watched
+    with matmul_precision.float32_outputs(model) if bfloat16 else contextlib.nullcontext():
+        point = training_step(model, Adam(model.parameters(), 1e-9), batch, bfloat16)
+    products = {torch.bfloat16 if bfloat16 else torch.float32}
+    assert seen.of["addmm"] == products
+    assert seen.of["mm"] == {torch.float64}  # the mixture's
+    rounded = {name for name, types in seen.of.items() if torch.bfloat16 in types}
+    assert rounded == ({"addmm", "_to_copy", "t"} if bfloat16 else set())  # factors are copied, weights transposed
+    assert all(value.dtype == torch.float32 for value in point.values())
+
+
+def test_outside_an_update_the_products_of_a_model_that_is_cast_back_are_its_own():
+    model = GMVAE(z_dim=3, k=20)
+    x, z = next(batches_of(model, "cpu"))[0], torch.randn(5, 3)
+    with torch.autocast("cpu", torch.bfloat16), matmul_precision.float32_outputs(model):
+        assert model.enc(x).dtype == torch.float32
         rounded = model.log_prior(z)
     assert rounded.equal(model.log_prior(z))
 
@@ -165,40 +190,39 @@ def test_trying_it_changes_nothing(name, started):
             patch.setattr(fast, "loss_compiled", broken)
             chosen, how = fast.faster(update, batch)
         assert chosen is update
-        assert how.startswith(f"the plain one, as the faster one fails ({reason}")
+        assert how.startswith(f"the plain one, because the faster one fails ({reason}")
         assert "story" not in how
         assert torch.get_rng_state().equal(random)
         after = model.state_dict(), optimizer.state_dict()
         torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
-def test_when_it_pays():
+def test_when_it_is_worth_compiling():
     cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
-    assert not fast.pays(cpu, fast.STEPS - 1)
-    assert fast.pays(cpu, fast.STEPS)
-    assert fast.pays(cuda, 1)
-    assert not fast.pays(mps, 10**6)
+    assert not fast.worth_compiling(cpu, fast.STEPS - 1)
+    assert fast.worth_compiling(cpu, fast.STEPS)
+    assert fast.worth_compiling(cuda, 1)
+    assert not fast.worth_compiling(mps, 10**6)
 
 
 # An edit of the step reaches every way to run it
 
 
-def edited(old, new):
-    """training_step with a line of its source changed, as a reader would change it."""
-    source = inspect.getsource(training_step)
-    assert source.count(old) == 1
+def edited(before="", after=""):
+    """The source of training_step with lines before and after that of the optimizer, as a reader would add them."""
+    source, line = inspect.getsource(training_step), "    optimizer.step()\n"
+    assert source.count(line) == 1
+    return source.replace(line, before + line + after)
+
+
+def made_of(source):
     names = dict(vars(train_module))
-    exec(source.replace(old, new), names)
+    exec(source, names)
     return names["training_step"]
 
 
-clipped = edited(
-    "    optimizer.step()", "    torch.nn.utils.clip_grad_norm_(model.parameters(), 1)\n    optimizer.step()"
-)
-averaged = edited(
-    "    optimizer.step()",
-    "    optimizer.step()\n    with torch.no_grad():\n        model.average.lerp_(model.enc.net[4].bias, 0.1)",
-)
+CLIPPED = edited(before="    torch.nn.utils.clip_grad_norm_(model.parameters(), 1)\n")
+AVERAGED = edited(after="    with torch.no_grad():\n        model.average.lerp_(model.enc.net[4].bias, 0.1)\n")
 
 
 class WarmUp(VAE):
@@ -220,8 +244,8 @@ class Averaged(VAE):
 
 EDITS = {  # step, model, optimizer, schedule; the first is the unedited one
     "none": (training_step, partial(VAE, z_dim=3), Adam, "constant"),
-    "clipping": (clipped, partial(VAE, z_dim=3), Adam, "constant"),
-    "average": (averaged, Averaged, Adam, "constant"),
+    "clipping": (made_of(CLIPPED), partial(VAE, z_dim=3), Adam, "constant"),
+    "average": (made_of(AVERAGED), Averaged, Adam, "constant"),
     "AdamW": (training_step, partial(VAE, z_dim=3), partial(Adam, weight_decay=1), "constant"),
     "schedule": (training_step, partial(VAE, z_dim=3), Adam, "cosine"),
     "warm-up": (training_step, partial(WarmUp, z_dim=3), Adam, "constant"),
@@ -253,7 +277,8 @@ def trained_with(edit, device, quick):
     "edit", [name if name == "clipping" else pytest.param(name, marks=pytest.mark.slow) for name in list(EDITS)[1:]]
 )
 def test_an_edit_of_the_step_is_what_runs(edit, device):
-    """The edited step gives the same weights plain and faster, and others than the unedited one."""
+    """The edited step gives the same weights plain and faster, and others than the unedited one. With clipping this is
+    the one compilation that is tested by default."""
     if device == "cuda" and edit == "torch.optim":
         pytest.skip("its state is made too late for a graph, which is said")
     plain, quick, unedited = (trained_with(*how) for how in ((edit, device, 0), (edit, device, 1), ("none", device, 0)))
@@ -269,18 +294,25 @@ def test_an_edit_of_the_step_is_what_runs(edit, device):
 
 @needs_compiler
 @pytest.mark.slow
-def test_an_edit_reaches_a_run(script, tmp_path, monkeypatch):
-    """run_vae.py with an edited step: --fast 1 gives what --fast 0 gives, and not what the unedited step gives."""
+def test_an_edit_reaches_a_run(tmp_path):
+    """run_vae.py of an edited copy: --fast 1 gives what --fast 0 gives, and not what the original gives."""
+    copy_of_all = tmp_path / "edited"
+    shutil.copytree(ROOT / "codebase", copy_of_all / "codebase")
+    shutil.copy(ROOT / "run_vae.py", copy_of_all)
+    path = copy_of_all / Path(inspect.getsourcefile(training_step)).relative_to(ROOT)
+    path.write_text(path.read_text().replace(inspect.getsource(training_step), CLIPPED))
     save_digits(tmp_path / "digits.npz")
-    args = ["--dataset", tmp_path / "digits.npz", "--iter_max", 50, "--z", 2, "--batch_size", 20, "--device", "cpu"]
-    ended = {}
-    for run, (step, quick) in enumerate(((training_step, 0), (clipped, 0), (clipped, 1))):
-        monkeypatch.setattr(experiment, "training_step", step)
-        assert script("run_vae.py", *args, "--fast", quick, "--run", run, "--seed", 0)[0] == 0
+    args = ["--dataset", "digits.npz", "--iter_max", 50, "--z", 2, "--batch_size", 20, "--device", "cpu", "--seed", 0]
+    ended = []
+    for run, (folder, quick) in enumerate(((ROOT, 0), (copy_of_all, 0), (copy_of_all, 1))):
+        command = [sys.executable, folder / "run_vae.py", *args, "--fast", quick, "--run", run]
+        done = subprocess.run([*map(str, command)], cwd=tmp_path, check=True, capture_output=True, text=True)
+        assert (f"update       {COMPILED}" in done.stdout) == quick, done.stdout
         (path,) = tmp_path.glob(f"checkpoints/*run={run:04d}/model-00050.pt")
-        ended[run] = nn.utils.parameters_to_vector(torch.load(path).values())
-    assert (ended[1] - ended[0]).norm() > 1e-2
-    assert (ended[2] - ended[1]).norm() < 0.05 * (ended[1] - ended[0]).norm()
+        ended.append(nn.utils.parameters_to_vector(torch.load(path).values()))
+    unedited, plain, compiled = ended
+    assert (plain - unedited).norm() > 1e-2
+    assert (compiled - plain).norm() < 0.05 * (plain - unedited).norm()
 
 
 class Counting(VAE):
@@ -333,7 +365,7 @@ def test_a_compiled_step_sees_a_python_number_change():
         fast.check(quick, update, batch, 7)
 
 
-@pytest.mark.parametrize("quick", [False, pytest.param(True, marks=needs_compiler)])
+@pytest.mark.parametrize("quick", [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])])
 def test_what_changes_during_training_sees_the_step(quick):
     """In the plain and in the compiled update, and where training goes on from a later step."""
     torch.manual_seed(1)
@@ -360,17 +392,18 @@ def test_what_changes_during_training_sees_the_step(quick):
 
 
 def test_trying_it_leaves_buffers_alone():
-    """The running statistics of BatchNorm are not moved by the trial steps."""
+    """The running statistics of BatchNorm are not moved by the dry run."""
     torch.manual_seed(0)
     enc = nn.Sequential(nn.Linear(784, 6), nn.BatchNorm1d(6))
     model = VAE(z_dim=3, enc=enc)
     before = copy.deepcopy(model.state_dict())
     update = partial(training_step, model, Adam(model.parameters(), 1e-3))
-    fast.trial(update, next(batches_of(model, "cpu")))
+    fast.dry_run(update, next(batches_of(model, "cpu")))
     assert all(value.equal(before[key]) for key, value in model.state_dict().items())
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_run_that_is_compiled(script, tmp_path, monkeypatch):
     """The same as the plain run up to rounding; resumed, the same bit for bit; and no compilation is done twice."""
     save_digits(tmp_path / "digits.npz")
@@ -392,6 +425,21 @@ def test_a_run_that_is_compiled(script, tmp_path, monkeypatch):
         assert value.equal(ended["parts"][key])
 
 
+def test_a_run_by_a_faster_update_without_the_compilers_minute(script, tmp_path, monkeypatch):
+    """A compiler that hands back what it gets: the run says that it is compiled, and gives what --fast 0 gives."""
+    save_digits(tmp_path / "digits.npz")
+    monkeypatch.setattr(fast, "torch_compile", lambda function: function)
+    args = ["--dataset", tmp_path / "digits.npz", "--iter_max", 30, "--z", 2, "--batch_size", 20, "--device", "cpu"]
+    ended = []
+    for quick in (0, 1):
+        code, out, _ = script("run_vae.py", *args, "--fast", quick, "--overwrite", 1)
+        assert code == 0
+        assert ("update       compiled, ready after 0 s" in out) == quick, out
+        (path,) = tmp_path.glob("checkpoints/*/model-00030.pt")
+        ended.append(torch.load(path))
+    assert same(*ended)
+
+
 def test_without_a_compiler_a_run_says_so_once_and_goes_on(script, tmp_path, monkeypatch):
     save_digits(tmp_path / "digits.npz")
 
@@ -402,14 +450,14 @@ def test_without_a_compiler_a_run_says_so_once_and_goes_on(script, tmp_path, mon
     args = ["--dataset", tmp_path / "digits.npz", "--iter_max", 3, "--z", 2, "--batch_size", 20, "--device", "cpu"]
     code, out, _ = script("run_vae.py", *args, "--fast", 1)
     assert code == 0
-    assert out.count("the plain one, as the faster one fails (RuntimeError: No working C++ compiler found)") == 1
+    assert out.count("the plain one, because the faster one fails (RuntimeError: No working C++ compiler found)") == 1
     assert "trained 3 steps" in out
 
 
 def test_the_precision_of_a_run(script, tmp_path, monkeypatch):
     """--precision says how its products are computed, and joins its name where it is not the default."""
     save_digits(tmp_path / "digits.npz")
-    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(matmul_precision, "cpu_has_bfloat16", lambda: True)
     args = ["--dataset", tmp_path / "digits.npz", "--iter_max", 5, "--z", 2, "--batch_size", 20, "--device", "cpu"]
     images = data.load(str(tmp_path / "digits.npz"), "")
     ended = {}
@@ -420,7 +468,7 @@ def test_the_precision_of_a_run(script, tmp_path, monkeypatch):
         torch.manual_seed(0)
         model = VAE(z_dim=2)
         optimizer = Adam(model.parameters(), 1e-3)
-        with matmul_precision.cast_back(model):
+        with matmul_precision.float32_outputs(model):
             for _, batch in zip(range(5), data.binary_batches(images.x_train, 20, 0), strict=False):
                 training_step(model, optimizer, batch, bfloat16=choice == "medium")
         ended[choice] = torch.load(path)

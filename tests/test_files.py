@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -11,12 +12,19 @@ from codebase.errors import InputError
 from codebase.runs import files
 
 
-def test_a_folder_is_locked_while_its_process_lives(tmp_path):
-    """Refused here and in another process; free again when that has been killed."""
+def test_a_folder_is_locked(tmp_path):
+    """Refused while another holds it; free again afterwards."""
     folder = tmp_path / "run"
     refused = pytest.raises(InputError, match=r"run is in use by another process")
-    with files.locked(folder), refused, files.locked(folder):
-        pass
+    for _ in range(2):
+        with files.locked(folder), refused, files.locked(folder):
+            pass
+
+
+@pytest.mark.slow
+def test_a_folder_is_locked_while_its_process_lives(tmp_path):
+    """Refused in another process; free again when that has been killed."""
+    folder = tmp_path / "run"
     hold = "import sys, time; from pathlib import Path; from codebase.runs import files\n"
     hold += "with files.locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
     with subprocess.Popen([sys.executable, "-c", hold, folder], cwd=ROOT, stdout=subprocess.PIPE) as process:
@@ -28,15 +36,44 @@ def test_a_folder_is_locked_while_its_process_lives(tmp_path):
         pass
 
 
-def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+class Disk:
+    """What a power cut may leave: a file's content is safe once it is synced, a name once its folder is."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.contents, self.names = folder, {}, None  # inode -> content; name -> inode
+        self.syncing, self.renaming = os.fsync, os.replace
+        monkeypatch.setattr(os, "fsync", self.fsync)
+        monkeypatch.setattr(os, "replace", self.replace)
+        self.fsync_names()
+
+    def fsync_names(self):
+        self.names = {path.name: path.stat().st_ino for path in self.folder.iterdir()}
+
+    def fsync(self, fd):
+        self.syncing(fd)
+        inode = os.fstat(fd).st_ino
+        if inode == self.folder.stat().st_ino:
+            self.fsync_names()
+        for path in self.folder.iterdir():
+            if path.stat().st_ino == inode:
+                self.contents[inode] = path.read_bytes()
+
+    def replace(self, a, b):
+        inode = Path(a).stat().st_ino
+        assert self.contents.get(inode) == Path(a).read_bytes(), f"{b} may be empty after a power cut"
+        self.renaming(a, b)
+
+    def after_a_power_cut(self, path):
+        return self.contents[self.names[path.name]]
+
+
+def test_a_power_cut_leaves_a_whole_file_in_each_place(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    order = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(f"to {b.name}"), replace(a, b)))
+    disk = Disk(tmp_path, monkeypatch)
+    files.write_atomically(path, lambda file: file.write(b"old"))
+    assert disk.after_a_power_cut(path) == b"old"
     files.write_atomically(path, lambda file: file.write(b"new"))
-    assert order == ["fsync", "to file", "fsync"]  # the content, the name
-    assert path.read_bytes() == b"new"
+    assert disk.after_a_power_cut(path) == b"new"
 
 
 def test_a_file_is_whole_or_the_old_one(tmp_path):

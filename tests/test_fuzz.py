@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from codebase.experiment import run_name
 from conftest import ROOT, same, save_svhn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,8 +24,8 @@ from codebase.runs.flags import SHARED_FLAGS, parse_flags
 from codebase.runs.results import recorded
 from codebase.train import Adam
 
-CASES = [2000, pytest.param(10_000, marks=pytest.mark.slow)]
-FEWER_CASES = [500, pytest.param(2500, marks=pytest.mark.slow)]  # of what is beside the readers of files and flags
+CASES = [100, pytest.param(10_000, marks=pytest.mark.slow)]
+FEWER_CASES = [100, pytest.param(2500, marks=pytest.mark.slow)]  # of what is beside the readers of files and flags
 
 PLACES = st.floats(0, 1, exclude_max=True)
 EDITS = st.lists(
@@ -166,6 +165,8 @@ def test_damaged_idx_files(tmp_path, monkeypatch, n):
         assert result is None or result.numpy().tobytes() == content[16:]
         assert edits or result is not None
 
+    for form in forms:
+        check(form, [])
     for_all(n, (st.sampled_from(sorted(forms)), EDITS), check)
 
 
@@ -182,27 +183,18 @@ def test_damaged_mat_files(tmp_path, monkeypatch, n):
         assert result is None or (result[0].equal(x) and result[1].equal(y))
         assert edits or result is not None
 
+    check([])
     for_all(n, (EDITS,), check)
 
 
 VALUES = st.one_of(
     st.sampled_from(["0", "1", "2", "10", "-1", "1e400", "nan", "-inf", "0x10", "1_0", "٣", "", " 7 ", "1,10", "1,,2"]),
-    st.sampled_from(
-        ["auto", "cpu", "cuda", "glyphs", "mnist", "svhn", "x.npz", "\udcff.npz", "a\0b", "--z", "--", "-h"]
-    ),
+    st.sampled_from(["auto", "cpu", "cuda", "glyphs", "mnist", "svhn", "x.npz", "\udcff.npz", "--z", "-h"]),
     st.integers(-(10**30), 10**30).map(str),
     st.floats().map(str),
     st.text(max_size=8),
     st.integers(1, 9).map(lambda n: str(n) * 5000),
 )
-
-
-@pytest.mark.parametrize("flag", ["--batch_size", "--iw_eval"])
-def test_two_dashes_are_no_value(capsys, flag):
-    with pytest.raises(SystemExit) as stop:
-        parse_flags("", [], [f"{flag}=--"])
-    assert stop.value.code == 2
-    assert f"argument {flag}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("n", CASES)
@@ -232,9 +224,9 @@ def test_flags_of_any_kind(n):
         assert 0 < found.lr < float("inf")
         assert 0 <= found.seed < 2**63
         assert all(1 <= m <= 5000 for m in found.iw_eval)
-        name = run_name("model", found, SimpleNamespace(name="data"), own=(), usual_data="mnist")
+        name = found.run_name("model", SimpleNamespace(name="data"), "mnist")
         assert re.fullmatch(r"[\w=.+-]+", name, re.ASCII)
-        json.dumps(vars(found) | {"off_default": None}, ensure_ascii=False).encode()
+        json.dumps(found.values()).encode()
 
     for_all(n, (st.sampled_from(scripts), st.lists(flags, max_size=4)), check)
 
@@ -270,6 +262,8 @@ def test_damaged_checkpoints(begun, n):
         assert all(value.isfinite().all() for value in after.values())  # the old format has no checksums
         assert edits or loaded
 
+    for file in (0, 1):
+        check(file, [])
     for_all(n, (st.sampled_from([0, 0, 1]), EDITS), check)
 
 
@@ -286,6 +280,7 @@ def test_damaged_training_states(begun, n):
         assert resumed is None or (resumed == (1, 2.0) and same(dict(model.state_dict()), dict(other.state_dict())))
         assert edits or resumed
 
+    check([])
     for_all(n, (EDITS,), check)
 
 

@@ -18,9 +18,8 @@ def test_elu_and_its_gradient():
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-7)
 
 
-def test_under_autocast_factors_are_rounded_to_bfloat16_and_nothing_else(monkeypatch):
+def test_under_autocast_factors_are_rounded_to_bfloat16_and_nothing_else():
     """Written out: each product of rounded factors is rounded, and what is between the products is in float32."""
-    monkeypatch.setattr(matmul_precision, "cpu_has_bfloat16", lambda: True)
     net, x = MLP(20, 30, 5), torch.randn(4, 20)
     h = x
     for i in (0, 2, 4):
@@ -28,7 +27,7 @@ def test_under_autocast_factors_are_rounded_to_bfloat16_and_nothing_else(monkeyp
         factors = (t.bfloat16().double() for t in (h, layer.weight.T, layer.bias))
         h = (lambda h, w, b: h @ w + b)(*factors).bfloat16().float()
         h = F.elu(h) if i < 4 else h
-    with torch.autocast("cpu", torch.bfloat16), matmul_precision.training(net, "medium", torch.device("cpu")):
+    with torch.autocast("cpu", torch.bfloat16), matmul_precision.float32_outputs(net):
         rounded = net(x)
         each = net(x[:, :15], x[:, None, 15:])  # an image with every one of four labels
     assert rounded.dtype == each.dtype == torch.float32
@@ -36,15 +35,14 @@ def test_under_autocast_factors_are_rounded_to_bfloat16_and_nothing_else(monkeyp
     assert not rounded.equal(net(x))
 
 
-def test_convolutions_of_ones_own_return_float32_too_and_are_left_as_they_were(monkeypatch):
+def test_convolutions_of_ones_own_return_float32_too_and_are_left_as_they_were():
     """Every layer of any network, and what is between them; after the training the network has no hooks."""
     net = nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ELU(), nn.Flatten())
     net.append(nn.Linear(32, 2000))
-    monkeypatch.setattr(matmul_precision, "cpu_has_bfloat16", lambda: True)
     seen = []
     for layer in net:
         layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].dtype))
-    with torch.autocast("cpu", torch.bfloat16), matmul_precision.training(net, "medium", torch.device("cpu")):
+    with torch.autocast("cpu", torch.bfloat16), matmul_precision.float32_outputs(net):
         outputs = net(torch.rand(5, 16))
     assert seen == [torch.float32] * 6
     assert outputs.dtype == torch.float32

@@ -58,6 +58,7 @@ def exchange(folder):
     return a, b, processes.largest(15 * (rank == 1)), processes.gathered(own)
 
 
+@pytest.mark.slow
 def test_messages(tmp_path):
     for a, b, largest, gathered in together(tmp_path / "3", 3, exchange, tmp_path):
         assert a.equal(torch.ones(2, 3))
@@ -77,6 +78,7 @@ def rows(batch_size):
         return str(error)
 
 
+@pytest.mark.slow
 def test_every_process_has_rows_and_random_numbers_of_its_own(tmp_path):
     alone = rows(12)
     first, second = together(tmp_path / "12", 2, rows, 12)
@@ -125,8 +127,14 @@ def steps(name, how):
     return points, model.state_dict()
 
 
-@pytest.mark.parametrize("how", ["plain", pytest.param("compiled", marks=[pytest.mark.slow, needs_compiler])])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("vae", "plain"),
+        *(pytest.param(name, "plain", marks=pytest.mark.slow) for name in list(MODELS)[1:]),
+        *(pytest.param(name, "compiled", marks=[pytest.mark.slow, needs_compiler]) for name in MODELS),
+    ],
+)
 def test_a_step_of_two_processes_is_that_of_one(tmp_path, name, how, monkeypatch):
     monkeypatch.setattr(vae, "sample_gaussian", vae.sample_gaussian)  # which `steps` changes
     points, weights = steps(name, how)
@@ -150,6 +158,7 @@ def steps_after_a_failure():
     return how, model.state_dict()
 
 
+@pytest.mark.slow
 def test_a_step_that_one_process_cannot_compile_is_compiled_by_none(tmp_path):
     (how, weights), (how_too, weights_too) = together(tmp_path / "2", 2, steps_after_a_failure)
     assert how == "the plain one, as the faster one fails (it fails in another process)"
@@ -170,6 +179,7 @@ def bounds(name):
     return found, torch.rand(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gmvae", "ssvae", "fsvae"])
 def test_bounds_are_the_same_bit_for_bit_however_many_processes_there_are(tmp_path, name):
     (alone,) = together(tmp_path / "1", 1, bounds, name)
@@ -217,6 +227,7 @@ def flags(tmp_path):
     return [*flags, "--fast", 0], f"model=vae_z=2_data={data.load(digits).name}_batch=10_run="
 
 
+@pytest.mark.slow
 def test_a_series_is_shared_and_each_run_is_what_it_is_alone(tmp_path, flags):
     flags, run = flags
     series = [*flags, "--iter_max", 60, "--replicates", 3]
@@ -237,6 +248,7 @@ def test_a_series_is_shared_and_each_run_is_what_it_is_alone(tmp_path, flags):
     assert "trained" not in again
 
 
+@pytest.mark.slow
 def test_one_run_of_two_processes(tmp_path, flags):
     """Its files are as those of one; stopped and resumed it ends the same; one process can go on with it."""
     flags, run = flags
@@ -256,6 +268,7 @@ def test_one_run_of_two_processes(tmp_path, flags):
     assert state_and_results(parts, run)[0]["step"] == 60
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_and_a_run_that_is_there_already_are_sentences(tmp_path, flags):
     flags, _ = flags
     processes = victim.start_together(tmp_path, 3, [*flags, "--iter_max", 20])

@@ -27,6 +27,7 @@ from codebase.models.vae import VAE
 from codebase.runs import checkpoints
 
 SCRIPTS = ["run_vae.py", "run_gmvae.py", "run_ssvae.py", "run_fsvae.py"]
+ALL_OF_THEM_SLOWLY = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS])
 ALL_OF_THEM = pytest.mark.parametrize(
     "name", ["run_vae.py", *(pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS[1:])]
 )
@@ -98,7 +99,7 @@ def newest_state(folder):
 
 @pytest.mark.parametrize(
     ("name", "kills"),
-    [("run_vae.py", 6), *(pytest.param(name, 20, marks=pytest.mark.slow) for name in SCRIPTS)],
+    [("run_vae.py", 2), *(pytest.param(name, 20, marks=pytest.mark.slow) for name in SCRIPTS)],
 )
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path, flags, name, kills):
     """SIGKILL, half of them at a random time, half in the middle of a random write; --resume 1 after each."""
@@ -148,14 +149,9 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path
 STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
-@pytest.mark.parametrize(
-    ("name", "number", "code"),
-    [
-        pytest.param(name, number, code, marks=[pytest.mark.slow] if i != j else [])
-        for i, name in enumerate(SCRIPTS)
-        for j, (number, code) in enumerate(STOPS)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), STOPS)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_signal_finishes_the_step_and_saves_it(tmp_path, flags, name, number, code):
     args = [*flags(name), "--iter_save", 10**6]
     process = victim.start(tmp_path, args)
@@ -182,7 +178,7 @@ def test_a_signal_finishes_the_step_and_saves_it(tmp_path, flags, name, number, 
 
 
 @pytest.mark.parametrize("how", [[], ["--overwrite", 1]])
-@ALL_OF_THEM
+@ALL_OF_THEM_SLOWLY
 def test_a_second_start_is_refused_while_the_first_lives(tmp_path, flags, name, how):
     """Before there is a checkpoint; a process that was killed does not keep the run."""
     first = victim.start(tmp_path, [*flags(name), "--iter_save", 10**7, "--iter_max", 10**7, *how])
@@ -199,7 +195,7 @@ def test_a_second_start_is_refused_while_the_first_lives(tmp_path, flags, name, 
     assert victim.finish(third) == 0, output(tmp_path)
 
 
-@ALL_OF_THEM
+@ALL_OF_THEM_SLOWLY
 def test_a_full_disk_is_an_error_and_leaves_the_last_checkpoint_whole(tmp_path, flags, name):
     """A limit of the size of files, which is met by curves, pictures, weights and the training state in turn."""
     process = victim.start(tmp_path, [*flags(name), "--iter_max", 30])
@@ -381,6 +377,7 @@ def test_too_little_memory_is_a_sentence(trained, monkeypatch):
         call("--run", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stderr", [subprocess.PIPE, subprocess.STDOUT])
 def test_who_reads_what_is_printed_may_leave(tmp_path, flags, stderr):
     """As in `python run_vae.py | head -5`, and with 2>&1: all is trained, then the report has nobody to go to."""
@@ -396,6 +393,7 @@ def test_who_reads_what_is_printed_may_leave(tmp_path, flags, stderr):
     assert newest_state(tmp_path)["step"] == 5
 
 
+@pytest.mark.slow
 def test_closed_output(tmp_path, flags):
     """As by `>&- 2>&-`."""
     command = [sys.executable, ROOT / "run_vae.py", *flags("run_vae.py")[1:], "--iter_max", "5"]
@@ -405,6 +403,7 @@ def test_closed_output(tmp_path, flags):
     assert list(tmp_path.glob("logs/*/results.json"))
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_closed(tmp_path, flags):
     """The kernel sends SIGHUP, and nothing can be printed any more: the step is saved."""
     ours, theirs = os.openpty()
@@ -433,6 +432,7 @@ def test_a_terminal_that_is_closed(tmp_path, flags):
     assert newest_state(tmp_path)["step"] > 0
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled_executed_or_listened_for(tmp_path, flags):
     """Python's audit events of a training and an evaluation, with files that would execute code among those read."""
     watch = tmp_path / "watch.py"
@@ -465,7 +465,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert not (tmp_path / "sprung").exists()
 
 
-@ALL_OF_THEM
+@ALL_OF_THEM_SLOWLY
 def test_a_run_is_overwritten_by_halves_or_whole_but_never_gone_on_with_by_mistake(tmp_path, flags, name):
     """Killed among the deletions of --overwrite 1: --resume 1 has the whole run, none, or says what is there."""
     said = set()
@@ -500,6 +500,7 @@ def test_a_run_of_which_only_the_training_state_is_left_is_a_run(trained):
     assert contents(folder).items() <= before.items()
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_is_within_its_lock(tmp_path, flags):
     args = [*flags("run_vae.py"), "--iter_max", 2, "--train", 2, "--iw_eval", 5000]
     first = victim.start(tmp_path, args)

@@ -145,5 +145,5 @@ def die_at_write(n):
     checkpoints.open = Half
     cut(os, "fsync")
     cut(os, "replace", after=True)
-    cut(experiment.checkpoints, "prune")
+    cut(checkpoints, "prune")
     cut(Path, "unlink")

@@ -1,0 +1,221 @@
+"""A run that is there already: resumed, overwritten, left alone; a run that is stopped, by a signal or an error."""
+
+import itertools
+import json
+import re
+import signal
+
+import pytest
+import torch
+from conftest import STATES, contents, curves, same, saved, weights
+
+from codebase.models.vae import VAE
+from codebase.runs import pictures
+
+
+def test_train_0_takes_the_newest_checkpoint_or_that_of_iter_max(vae):
+    vae()
+    assert "model-00030.pt" in vae("--train", 0, "--iw_eval", 2)[1].replace("--iter_max", "")
+    assert "model-00020.pt" in vae("--train", 0, "--iter_max", 20, "--iw_eval", 2)[1]
+    code, _, err = vae("--train", 0, "--iter_max", 25)
+    assert code == 2
+    assert "there is no model-00025.pt in checkpoints/model=vae" in err
+    assert "there are steps 20, 30" in err
+
+
+def test_same_seed_same_weights_bit_for_bit(vae, folders, tmp_path):
+    vae()
+    first, _ = folders()
+    a = weights(first, 30)
+    vae("--overwrite", 1)
+    assert same(a, weights(first, 30))
+    vae("--run", 1)
+    assert not same(a, weights(tmp_path / "checkpoints" / first.name.replace("run=0000", "run=0001"), 30))
+
+
+def test_resume_gives_what_an_uninterrupted_run_gives(vae, folders):
+    """300 steps, against 150 that are gone on with to 300: weights, training state, curves, and numbers."""
+    vae("--iter_max", 300, "--iter_save", 1000)
+    checkpoints, logs = folders()
+    a, state, curve = (
+        weights(checkpoints, 300),
+        torch.load(checkpoints / "training.pt", weights_only=True),
+        curves(logs),
+    )
+    record = json.loads((logs / "results.json").read_text())
+    vae("--iter_max", 150, "--iter_save", 1000, "--overwrite", 1)
+    assert not (checkpoints / "model-00300.pt").exists()
+    code, out, _ = vae("--iter_max", 300, "--iter_save", 1000, "--resume", 1)
+    assert code == 0
+    assert "resuming after step 150" in out
+    assert same(a, weights(checkpoints, 300))
+    again = torch.load(checkpoints / "training.pt", weights_only=True)
+    assert again["random"]["cpu"].equal(state["random"]["cpu"])
+    for p, q in zip(state["optimizer"]["state"].values(), again["optimizer"]["state"].values(), strict=True):
+        assert same(p, q)
+    assert same(state["optimizer"]["param_groups"][0], again["optimizer"]["param_groups"][0])
+    after = json.loads((logs / "results.json").read_text())
+    assert after["results"] == record["results"]
+    assert (after["step"], after["trained"]["steps"]) == (300, 300)
+    resumed = curves(logs)
+    assert {tag: [point for point in points if point[0] != 150] for tag, points in resumed.items()} == curve
+
+
+def test_resume_forgets_the_points_that_were_logged_after_the_last_save(vae, folders):
+    """A process that died at step 250, with its last checkpoint at 150: each step is shown once in the end."""
+    vae("--iter_max", 150, "--iter_save", 150)
+    checkpoints, logs = folders()
+    before = (checkpoints / "training.pt").read_bytes()
+    vae("--iter_max", 250, "--iter_save", 150, "--resume", 1)
+    state = torch.load(checkpoints / "training.pt", weights_only=True)
+    (checkpoints / "model-00250.pt").unlink()
+    (checkpoints / "training.pt").write_bytes(before)
+    vae("--iter_max", 250, "--iter_save", 150, "--resume", 1)
+    assert [step for step, _ in curves(logs)["train/loss"]] == [100, 150, 200, 250]
+    assert torch.load(checkpoints / "training.pt", weights_only=True)["random"]["cpu"].equal(state["random"]["cpu"])
+
+
+def test_resume_with_nothing_to_do_and_with_nothing_there(vae, folders):
+    code, out, _ = vae("--resume", 1)
+    assert code == 0
+    assert "nothing to resume" in out
+    vae("--train", 0, "--iw_eval", 3)
+    checkpoints, logs = folders()
+    before = contents(checkpoints)
+    code, out, _ = vae("--resume", 1)
+    assert code == 0
+    assert "at step 30 already" in out
+    assert contents(checkpoints) == before
+    record = json.loads((logs / "results.json").read_text())
+    assert record["trained"]["steps"] == 30
+    assert "iwae_3" in record["results"]["subset"]
+
+
+def test_a_second_run_touches_nothing_of_the_first(vae, folders):
+    vae()
+    checkpoints, logs = folders()
+    before = contents(checkpoints) | contents(logs)
+    code, _, err = vae()
+    assert code == 2
+    assert all(hint in err for hint in ("--resume 1", "--overwrite 1", "--run 1", "--train 0"))
+    assert "Traceback" not in err
+    assert contents(checkpoints) | contents(logs) == before
+
+
+def test_keep(vae, folders):
+    """The newest two of every five steps, and the last step's; from all that an earlier process left, too."""
+    vae("--iter_save", 5, "--iter_max", 17)
+    assert vae("--iter_save", 5, "--iter_max", 28, "--keep", 2, "--resume", 1)[0] == 0
+    assert saved(folders()[0]) == {"model-00020.pt", "model-00025.pt", "model-00028.pt", *STATES}
+    assert vae("--iter_save", 5, "--iter_max", 40, "--keep", 2, "--resume", 1)[0] == 0
+    assert saved(folders()[0]) == {"model-00035.pt", "model-00040.pt", *STATES}
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_training(vae, tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    code, out, err = vae()
+    assert code == 2
+    assert "error: " in err
+    assert "checkpoints" in err
+    assert "trained" not in out
+    assert "Traceback" not in err
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_checkpoint(vae, tmp_path):
+    code, _, err = vae("--lr", 1e30)
+    assert code == 1
+    assert re.search(r"error: the loss of step \d+ is (inf|nan)", err)
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert saved(folder) == {"training.pt"}  # of step 0
+
+
+@pytest.fixture
+def handled():
+    """handled(handler) sets the handler of the signals that stop a run, which a shell's background jobs may ignore."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+
+    def handle(handler=signal.SIG_DFL):
+        for number in STOPS:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default if handler == signal.SIG_DFL else handler)
+
+    yield handle
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # and the exit codes
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """at_step(n, numbers): these signals come one after the other while the n-th loss is computed, once."""
+
+    def come(n, numbers):
+        loss, steps = VAE.loss, itertools.count(1)
+
+        def loss_with_signals(model, *batch):
+            if next(steps) == n:
+                for number in numbers:
+                    signal.raise_signal(number)
+            return loss(model, *batch)
+
+        monkeypatch.setattr(VAE, "loss", loss_with_signals)
+
+    return come
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_finishes_the_step_and_saves_it(vae, folders, handled, at_step, number):
+    """Gone on with, the run has the weights of one that was never stopped; the signal does again what it did before."""
+    handled()
+    at_step(7, [number])
+    before = signal.getsignal(number)
+    code, out, _ = vae()
+    assert code == STOPS[number]
+    assert out.count("stopped after step 7, which is saved: --resume 1 goes on from it") == 1
+    assert "NELBO" not in out
+    checkpoints, _ = folders()
+    assert torch.load(checkpoints / "training.pt", weights_only=True)["step"] == 7
+    assert signal.getsignal(number) == before
+    assert vae("--resume", 1)[0] == 0
+    resumed = weights(checkpoints, 30)
+    vae("--overwrite", 1)
+    assert same(resumed, weights(checkpoints, 30))
+
+
+def test_a_second_ctrl_c_stops_at_once(vae, folders, handled, at_step):
+    handled()
+    at_step(7, [signal.SIGINT, signal.SIGINT])
+    code, out, _ = vae()
+    assert code == 130
+    assert "once more stops at once" in out
+    assert "which is saved" not in out
+    assert saved(folders()[0]) == {"training.pt"}  # of step 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_ignored_signal_stays_ignored(vae, handled, at_step):
+    handled(signal.SIG_IGN)
+    at_step(7, STOPS)
+    code, out, _ = vae()
+    assert code == 0
+    assert "trained 30 steps" in out
+    assert all(signal.getsignal(number) is signal.SIG_IGN for number in STOPS)
+
+
+def test_a_signal_in_the_last_step_is_obeyed(vae, handled, monkeypatch):
+    """Nothing is left to train, but the report must not begin."""
+    handled()
+    show = pictures.show
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGTERM)
+        monkeypatch.setattr(pictures, "show", show)
+        show(*args)
+
+    monkeypatch.setattr(pictures, "show", interrupted)
+    code, out, _ = vae("--iter_max", 5)
+    assert code == 143
+    assert "stopped after step 5, which is saved" in out
+    assert "NELBO" not in out

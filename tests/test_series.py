@@ -1,0 +1,89 @@
+"""Series of runs: --replicates."""
+
+import json
+import shutil
+
+import numpy as np
+from conftest import contents, same, weights
+
+
+def results_of(folder):
+    return sorted(folder.glob("logs/*/results.json"))
+
+
+def test_replicates_are_the_runs_that_they_would_be_alone(vae, tmp_path):
+    """Those of numbers 1 and 2, bit for bit, and then their table."""
+    usual = ["--train", 2, "--iw_eval", "1,3", "--z", 2]
+    code, out, _ = vae(*usual, "--run", 1, "--replicates", 2)
+    assert code == 0
+    together = {path.name: weights(path, 30) for path in (tmp_path / "checkpoints").iterdir()}
+    assert sorted(name[-8:] for name in together) == ["run=0001", "run=0002"]
+    means = [json.loads(path.read_text())["results"]["test"]["nelbo"]["mean"] for path in results_of(tmp_path)]
+    table = out[out.index("### vae") :]
+    assert "| runs | 2 |\n| seeds | 1 to 2 |\n| steps | 30 |" in table
+    assert f"| test NELBO | {np.mean(means):.2f} ± {abs(means[0] - means[1]) / 2:.2f} |" in table
+    assert "### Left out" not in table
+
+    for name, there in together.items():
+        vae(*usual, "--run", int(name[-1]), "--overwrite", 1)
+        assert same(weights(tmp_path / "checkpoints" / name, 30), there)
+    assert [json.loads(path.read_text())["results"]["test"]["nelbo"]["mean"] for path in results_of(tmp_path)] == means
+
+
+def test_a_series_goes_on_where_it_was_interrupted(vae, tmp_path, monkeypatch):
+    """The first run finished, the second stopped after step 20 of 30, the third not begun: as if never interrupted."""
+    usual = ["--z", 2, "--replicates", 3]
+    vae(*usual)
+    expected = {path: weights(path, 30) for path in (tmp_path / "checkpoints").iterdir()}
+    for each in ("checkpoints", "logs"):
+        shutil.rmtree(tmp_path / each)
+
+    vae("--z", 2)
+    vae("--z", 2, "--run", 1, "--iter_max", 20)
+    first = contents(min(tmp_path.glob("checkpoints/*"))) | contents(min(tmp_path.glob("logs/*")))
+    code, out, _ = vae(*usual)
+    assert code == 0
+    assert out.count("finished before") == 1
+    assert "resuming after step 20" in out
+    assert "| runs | 3 |" in out
+    assert all(path.read_bytes() == content for path, content in first.items())
+    assert all(same(weights(path, 30), there) for path, there in expected.items())
+
+    # All are finished; then more is asked of them than they have; then they are evaluated; then begun anew.
+    everything = contents(tmp_path)
+    _, again, _ = vae(*usual)
+    assert again.count("finished before") == 3
+    assert contents(tmp_path) == everything
+    for _ in range(2):
+        _, bounds, _ = vae(*usual, "--train", 2, "--iw_eval", 7)
+        assert "| subset IWAE-7 |" in bounds
+    assert bounds.count("finished before") == 3
+    code, evaluated, _ = vae("--z", 2, "--replicates", 2, "--train", 0, "--iw_eval", 5)
+    assert code == 0
+    assert "| runs | 2 |" in evaluated
+    assert "| subset IWAE-5 |" in evaluated
+    code, anew, _ = vae(*usual, "--overwrite", 1)
+    assert anew.count("trained 30 steps") == 3
+    assert all(same(weights(path, 30), there) for path, there in expected.items())
+
+
+def test_a_run_that_is_no_longer_whole_is_not_finished(vae, tmp_path):
+    """Its training went on: until the new weights are evaluated, results.json does not call itself complete."""
+    vae("--z", 2)
+    (path,) = results_of(tmp_path)
+    assert json.loads(path.read_text())["complete"] is True
+    record = json.loads(path.read_text())
+    del record["complete"]
+    path.write_text(json.dumps(record))
+    _, out, _ = vae("--z", 2, "--replicates", 2)
+    assert "finished before" not in out
+    assert json.loads(path.read_text())["complete"] is True
+
+
+def test_the_supervised_baseline_has_replicates_though_it_has_no_bounds(on_digits):
+    usual = ["--gw", 0, "--labels", 20, "--replicates", 2, "--train", 2]
+    on_digits("run_ssvae.py", *usual)
+    code, out, _ = on_digits("run_ssvae.py", *usual)
+    assert code == 0
+    assert out.count("finished before") == 2
+    assert "| test accuracy, % |" in out

@@ -1,0 +1,350 @@
+"""Each of the four run scripts from end to end, as a user calls it, on small data."""
+
+import json
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import EVAL, NUMBER, STATES, contents, curves, pictures_shown, run_steps, same, saved, weights
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from codebase import data, judge
+from codebase.models.fsvae import FSVAE
+from codebase.models.ssvae import SSVAE
+from codebase.models.vae import VAE
+
+
+def test_train_then_evaluate(vae, folders):
+    code, out, _ = vae("--z", 2)
+    assert code == 0
+    checkpoints, logs = folders()
+    assert re.fullmatch(r"model=vae_z=2_data=digits-[0-9a-f]{8}_batch=50_run=0000", checkpoints.name)
+    lines = out.splitlines()
+    assert lines[0].startswith("device       cpu")
+    assert "300 training and 120 test images" in lines[1]
+    assert checkpoints.name in lines[2]
+    assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}$", out, re.M)) == 2
+    assert "IWAE" not in out
+    assert saved(checkpoints) == {"model-00020.pt", "model-00030.pt", *STATES}
+
+    # The pictures: 10 x 20 tiles of 28 pixels, a line of one pixel around each.
+    for name in ("samples", "reconstructions"):
+        with Image.open(logs / f"{name}.png") as picture:
+            assert picture.size == (20 * 29 + 1, 10 * 29 + 1)
+    assert set(pictures_shown(logs)) == {"samples", "reconstructions"}
+    assert set(curves(logs)) == {"train/loss", "gen/elbo", "gen/kl_z", "gen/rec", *EVAL}
+
+    record = json.loads((logs / "results.json").read_text())
+    assert record["name"] == checkpoints.name
+    assert record["step"] == 30
+    assert (record["flags"]["z"], record["flags"]["seed"], record["flags"]["lr"]) == (2, 0, 1e-3)
+    assert record["data"]["train"] == 300
+    assert record["trained"]["torch"] == torch.__version__
+    assert record["trained"]["steps"] == 30
+    results = record["results"]
+    assert results["subset"]["nelbo"]["n"] == 100
+    assert results["test"]["nelbo"]["n"] == 120
+    assert f"NELBO: {results['test']['nelbo']['mean']:.2f}" in out
+    held_out = curves(logs)["eval/nelbo_test"]
+    assert [step for step, _ in held_out] == [20, 30]
+    assert held_out[-1][1] == pytest.approx(results["subset"]["nelbo"]["mean"], rel=1e-6)
+
+    before = contents(checkpoints)
+    code, out, _ = vae("--z", 2, "--train", 0)
+    assert code == 0
+    assert "model-00030.pt" in out
+    bounds = [float(x) for x in re.findall(r"^Negative IWAE-\d+: (-?\d+\.\d\d) ± \d+\.\d\d$", out, re.M)]
+    assert len(bounds) == 4  # on the subset alone
+    assert sorted(bounds, reverse=True) == bounds
+    assert contents(checkpoints) == before
+    after = json.loads((logs / "results.json").read_text())
+    assert after["results"]["test"] == results["test"]  # the same numbers again
+    assert after["results"]["subset"].keys() == results["subset"].keys() | {
+        "iwae_1",
+        "iwae_10",
+        "iwae_100",
+        "iwae_1000",
+        "ess",
+    }
+    assert after["trained"] == record["trained"]
+    assert after["flags"] == record["flags"]
+
+    # An earlier step's numbers and pictures stay apart from the run's.
+    before = contents(logs)
+    assert vae("--z", 2, "--train", 0, "--iter_max", 20, "--iw_eval", 2)[0] == 0
+    assert contents(logs).items() >= before.items()
+    assert json.loads((logs / "step=00020" / "results.json").read_text())["step"] == 20
+    assert (logs / "step=00020" / "samples.png").exists()
+    assert vae("--z", 2, "--train", 0, "--iter_max", 20, "--iw_eval", 3)[0] == 0
+    subset = json.loads((logs / "step=00020" / "results.json").read_text())["results"]["subset"]
+    assert {"iwae_2", "iwae_3"} <= subset.keys()  # a second look adds to the first
+
+    code, out, _ = vae("--z", 2, "--train", 0, "--full", 1, "--iw_eval", 20)
+    assert out.count("Negative IWAE-20: ") == 2
+
+
+def test_train_2_does_both(vae):
+    code, out, _ = vae("--train", 2, "--iter_max", 3, "--iw_eval", 2)
+    assert code == 0
+    assert "trained 3 steps" in out
+    assert "Negative IWAE-2: " in out
+
+
+def test_iw_eval_chooses_the_bounds_and_says_how_far_to_trust_them(vae, folders):
+    code, out, _ = vae("--z", 2, "--train", 2, "--iw_eval", "30,1,7,7")
+    assert code == 0
+    assert re.findall(r"Negative IWAE-(\d+)", out) == ["1", "7", "30"]
+    assert re.search(r"^Relative effective sample size of 30 importance weights: \d+\.\d\d% ± \d+\.\d\d%$", out, re.M)
+    assert re.search(r"^Active latent units: \d of 2; KL of each: \d+\.\d\d \d+\.\d\d$", out, re.M)
+    subset = json.loads((folders()[1] / "results.json").read_text())["results"]["subset"]
+    assert {"iwae_1", "iwae_7", "iwae_30"} <= subset.keys()
+    assert subset["ess"]["samples"] == 30
+    assert 1 / 30 <= subset["ess"]["mean"] <= 1
+    assert sum(subset["latent_units"]["kl"]) == pytest.approx(subset["kl"]["mean"], rel=1e-4)
+
+
+def test_a_file_of_the_homeworks_weights_is_evaluated(vae, tmp_path):
+    """A bare state_dict of the homework's keys, in another order; results land apart from any run's."""
+    state = VAE(z_dim=10).state_dict()
+    torch.save(dict(sorted(state.items())), tmp_path / "theirs.pt")
+    code, out, _ = vae("--train", 0, "--checkpoint", "theirs.pt", "--iw_eval", 2)
+    assert code == 0
+    assert "Negative IWAE-2: " in out
+    (logs,) = (tmp_path / "logs").iterdir()
+    assert re.fullmatch(r"model=vae_z=10_data=digits-\w+_batch=50_checkpoint=theirs-[0-9a-f]{8}", logs.name)
+    assert (logs / "samples.png").exists()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_test_set_of_one_image(vae, digits, folders):
+    with np.load(digits) as file:
+        arrays = dict(file)
+    np.savez(digits, **arrays | {"x_test": arrays["x_test"][:1], "y_test": arrays["y_test"][:1]})
+    code, out, _ = vae("--train", 2, "--iw_eval", 2)
+    assert code == 0
+    assert "± nan" in out
+    text = (folders()[1] / "results.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["results"]["test"]["nelbo"]["se"] is None
+
+
+@pytest.mark.parametrize("iw", [1, 5])
+def test_the_gmvae_trains_resumes_and_evaluates(on_digits, folders, iw):
+    gmvae = partial(on_digits, "run_gmvae.py", "--z", 2, "--k", 7, "--iw", iw)
+    assert gmvae()[0] == 0
+    checkpoints, logs = folders()
+    name = r"model=gmvae_z=2_k=7_data=digits-[0-9a-f]{8}" + ("_iw=05" if iw == 5 else "") + "_batch=50_run=0000"
+    assert re.fullmatch(name, checkpoints.name)
+    final = weights(checkpoints, 30)
+    assert final["z_pre"].shape == (1, 14, 2)
+    assert set(curves(logs)) == {"train/loss", "gen/elbo", "gen/kl_z", "gen/rec", *EVAL}
+    assert (logs / "samples.png").exists()
+    gmvae("--overwrite", 1, "--iter_max", 20)
+    gmvae("--resume", 1)
+    assert same(final, weights(checkpoints, 30))
+    code, out, _ = gmvae("--train", 0, "--iw_eval", "1,10")
+    assert code == 0
+    assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}$", out, re.M)) == 2
+    assert len(re.findall(rf"^Negative IWAE-10?: {NUMBER}$", out, re.M)) == 2
+    assert re.search(r"^Active latent units: \d of 2$", out, re.M)
+
+
+def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
+    ssvae = partial(on_digits, "run_ssvae.py", "--z", 2, "--labels", 50)
+    code, out, _ = ssvae()
+    assert code == 0
+    checkpoints, logs = folders()
+    name = r"model=ssvae_gw=001_cw=100_z=2_labels=50_data=digits-[0-9a-f]{8}_batch=50_run=0000"
+    assert re.fullmatch(name, checkpoints.name)
+    terms = rf"^NELBO: {NUMBER}  KL_z: {NUMBER}  KL_y: {NUMBER}  Rec: {NUMBER}$"
+    assert len(re.findall(terms, out, re.M)) == 2
+    accuracy = re.fullmatch(r"Test set classification accuracy: (\d+\.\d\d) ± (\d+\.\d\d) %", out.splitlines()[-1])
+    record = json.loads((logs / "results.json").read_text())
+    test = record["results"]["test"]
+    confusion = np.array(test["confusion"])
+    assert confusion.sum(1).tolist() == [12] * 10
+    p = confusion.trace() / 120
+    assert test["accuracy_percent"] == {
+        "mean": 100 * p,
+        "se": pytest.approx(100 * (p * (1 - p) / 120) ** 0.5),
+        "n": 120,
+    }
+    assert [float(x) for x in accuracy.groups()] == pytest.approx([100 * p, test["accuracy_percent"]["se"]], abs=0.006)
+    assert len(record["results"]["subset"]["latent_units"]["kl"]) == 2
+
+    # The curves: what is trained on at every logged step, the test accuracy at every checkpoint.
+    shown = curves(logs)
+    generative, classifier = {"gen/elbo", "gen/kl_z", "gen/kl_y", "gen/rec", *EVAL}, {"class/ce", "class/acc"}
+    assert set(shown) == {"train/loss", "test/acc"} | generative | classifier
+    assert [step for step, _ in shown["test/acc"]] == [20, 30]
+    assert shown["test/acc"][-1][1] == pytest.approx(p)
+    assert set(pictures_shown(logs)) == {"samples", "mistakes"}
+    assert "test/confusion/text_summary" in EventAccumulator(str(logs)).Reload().Tags()["tensors"]
+
+    # The pictures: 10 x 20 and 10 x 10 tiles of 28 pixels; of a mistake a tile, of none black.
+    with Image.open(logs / "samples.png") as picture:
+        assert picture.size == (20 * 29 + 1, 10 * 29 + 1)
+    with Image.open(logs / "mistakes.png") as picture:
+        assert picture.size == (10 * 29 + 1, 10 * 29 + 1)
+        pixels = np.asarray(picture.convert("L"))
+    tiles = np.array(
+        [[pixels[29 * i + 1 : 29 * i + 29, 29 * j + 1 : 29 * j + 29].max() for j in range(10)] for i in range(10)]
+    )
+    off_diagonal = confusion * (1 - np.eye(10, dtype=int))
+    assert ((tiles > 0) == (off_diagonal > 0)).all()
+
+    final = weights(checkpoints, 30)
+    before = {tag: points[-1:] for tag, points in shown.items()}
+    ssvae("--overwrite", 1, "--iter_max", 20)
+    ssvae("--resume", 1)
+    assert same(final, weights(checkpoints, 30))
+    assert {tag: curves(logs)[tag][-1:] for tag in before} == before
+    code, out, _ = ssvae("--train", 0, "--iw_eval", "1,10")
+    assert code == 0
+    assert len(re.findall(rf"^Negative IWAE-10?: {NUMBER}$", out, re.M)) == 2
+    assert out.splitlines()[-1] == accuracy[0]
+
+
+def test_the_labelled_images_are_chosen_by_the_seed(on_digits, digits, folders):
+    """The classifier learns from those of seed 7, and not from those of another seed."""
+    flags = ["--gw", 0, "--labels", 30, "--seed", 7, "--iter_max", 5, "--precision", "highest"]
+    assert on_digits("run_ssvae.py", *flags)[0] == 0
+    found = weights(folders()[0], 5)["cls.net.0.weight"]
+    images = data.load(digits)
+    away = {}
+    for seed in (7, 0):
+        chosen = data.labelled_subset(images, 30, seed)
+        torch.manual_seed(7)
+        model = SSVAE(gen_weight=0)
+        y = data.one_hot(images.y_train[chosen], 10)
+        run_steps(model, data.semi_supervised_batches(images.x_train, images.x_train[chosen], y, 50, 7), 5)
+        away[seed] = (found - model.cls.net[0].weight).norm()
+    assert away[7] < 0.01 * away[0]
+
+
+def test_the_supervised_baseline(on_digits, folders):
+    """--gw 0 trains the classifier alone, and says nothing of the generative model, which has learned nothing."""
+    code, out, _ = on_digits("run_ssvae.py", "--gw", 0, "--iter_max", 100)
+    assert code == 0
+    assert "nats" not in out
+    assert "NELBO" not in out
+    assert float(re.search(r"accuracy: (\d+\.\d\d)", out)[1]) > 95
+    checkpoints, logs = folders()
+    assert checkpoints.name.startswith("model=ssvae_gw=000_cw=100_data=digits-")
+    assert set(curves(logs)) == {"train/loss", "class/ce", "class/acc", "test/acc"}
+    assert not (logs / "samples.png").exists()
+    torch.manual_seed(0)
+    assert weights(checkpoints, 100)["dec.net.0.weight"].equal(SSVAE().dec.net[0].weight)
+    assert set(json.loads((logs / "results.json").read_text())["results"]) == {"test"}
+
+
+def test_a_file_of_the_homeworks_ssvae_is_evaluated(on_digits, tmp_path):
+    """Its keys, with the constant y_prior that some editions saved: as the same weights without it."""
+    torch.save(SSVAE().state_dict() | {"y_prior": torch.tensor([0.1])}, tmp_path / "theirs.pt")
+    code, out, _ = on_digits("run_ssvae.py", "--train", 0, "--checkpoint", "theirs.pt", "--iw_eval", 2)
+    assert code == 0
+    assert "Negative IWAE-2: " in out
+    (logs,) = (tmp_path / "logs").iterdir()
+    model = SSVAE()
+    model.load_state_dict({k: v for k, v in torch.load(tmp_path / "theirs.pt").items() if k != "y_prior"})
+    with np.load(tmp_path / "digits.npz") as arrays:
+        x, y = torch.tensor(arrays["x_test"]).flatten(1) / 255, torch.tensor(arrays["y_test"])
+    percent = 100 * (model.cls(x).argmax(-1) == y).float().mean().item()
+    assert json.loads((logs / "results.json").read_text())["results"]["test"]["accuracy_percent"]["mean"] == (
+        pytest.approx(percent)
+    )
+
+
+def test_the_fsvae_trains_resumes_and_evaluates(fsvae, folders, tmp_path):
+    fsvae = partial(fsvae, "--iter_save", 2)
+    code, out, _ = fsvae("--iter_max", 6, "--keep", 2)
+    assert code == 0
+    checkpoints, logs = folders()
+    assert re.fullmatch(r"model=fsvae_data=digits-[0-9a-f]{8}_batch=50_run=0000", checkpoints.name)
+    assert saved(checkpoints) == {"model-00004.pt", "model-00006.pt", *STATES}
+    bits = r"\d+\.\d{4} ± \d+\.\d{4}"
+    assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}$", out, re.M)) == 2
+    assert len(re.findall(rf"^Bits per dimension: NELBO: {bits}  KL: {bits}  Rec: {bits}$", out, re.M)) == 2
+    generated = re.search(r"^Generated digits that show their label: (\d+\.\d\d) ± \d+\.\d\d % of 2,000", out, re.M)
+    own = re.search(r"^whose accuracy on the 120 real test images is (\d+\.\d\d) ± \d+\.\d\d %$", out, re.M)
+    record = json.loads((logs / "results.json").read_text())["results"]
+    assert float(generated[1]) == pytest.approx(record["generated"]["accuracy_percent"]["mean"], abs=0.006)
+    assert float(own[1]) == pytest.approx(record["generated"]["classifier_percent"]["mean"], abs=0.006)
+    test = record["test"]
+    assert test["nelbo_bits"]["mean"] == pytest.approx(
+        (test["nelbo"]["mean"] / 3072 + np.log(255)) / np.log(2), rel=1e-6
+    )
+    assert test["kl_bits"]["mean"] + test["rec_bits"]["mean"] == pytest.approx(test["nelbo_bits"]["mean"])
+    assert test["kl_bits"]["mean"] == pytest.approx(test["kl"]["mean"] / 3072 / np.log(2))
+    assert set(curves(logs)) == {"train/loss", "gen/elbo", "gen/kl_z", "gen/rec", *EVAL}
+
+    # The pictures: 10 x 20 tiles of 32 pixels; an image of each class, its reconstruction, its style in ten digits.
+    shown = pictures_shown(logs)
+    for name, columns in (("samples", 20), ("reconstructions", 12)):
+        with Image.open(logs / f"{name}.png") as picture:
+            assert picture.size == (columns * 33 + 1, 10 * 33 + 1)
+        assert [step for step, _ in shown[name]] == [2, 4, 6]
+    with np.load(tmp_path / "digits.npz") as arrays, Image.open(logs / "reconstructions.png") as picture:
+        x, y, pixels = arrays["x_test"], arrays["y_test"], np.asarray(picture)
+    final = weights(checkpoints, 6)
+    model = FSVAE()
+    model.load_state_dict(final)
+    tiles = pixels[:330, :396].reshape(10, 33, 12, 33, 3)[:, 1:, :, 1:].transpose(0, 2, 1, 3, 4)  # row, column, image
+    every_y = torch.eye(10)
+    for c in range(10):
+        assert any((tiles[c, 0] == image).all() for image in x[y == c])
+        image = torch.tensor(tiles[c, 0] / 255).float().permute(2, 0, 1).reshape(1, -1)
+        with torch.no_grad():
+            z = model.posterior(image, every_y[c : c + 1])[0]
+            styles = model.mean_x(z, every_y[[c, *range(10)]])  # its reconstruction, then its style in every digit
+        expected = 255 * styles.reshape(11, 3, 32, 32).permute(0, 2, 3, 1).numpy()
+        assert np.abs(tiles[c, 1:] - expected).max() <= 1
+
+    fsvae("--overwrite", 1, "--iter_max", 4)
+    fsvae("--resume", 1, "--iter_max", 6)
+    assert same(final, weights(checkpoints, 6))
+    code, out, _ = fsvae("--train", 0, "--iw_eval", "1,10")
+    assert code == 0
+    assert len(re.findall(rf"^Negative IWAE-10?: {NUMBER} \({bits} bits per dimension\)$", out, re.M)) == 2
+    assert "training a classifier" not in out
+    assert generated[0] in out
+
+
+def test_the_twenty_styles_are_the_same_throughout_training(fsvae, folders, monkeypatch):
+    """With a learning rate of next to nothing the model stays as it is, and so does its picture."""
+    monkeypatch.setattr(judge, "STEPS", 1)
+    fsvae("--lr", 1e-30, "--iter_max", 3, "--iter_save", 1)
+    shown = pictures_shown(folders()[1])["samples"]
+    assert [step for step, _ in shown] == [1, 2, 3]
+    assert len({picture for _, picture in shown}) == 1
+
+
+def test_rows_are_digits_and_columns_are_styles(fsvae, tmp_path, monkeypatch):
+    """A decoder whose first pixel is 0.5 + z_0 / 10, whose second is y / 10."""
+    monkeypatch.setattr(judge, "STEPS", 1)
+    state = FSVAE().state_dict()
+    decoder = [state[f"dec.net.{i}.{what}"].zero_() for i in (0, 2, 4) for what in ("weight", "bias")]
+    first, bias, second, _, last, last_bias = decoder
+    first[0, 0], bias[0], last_bias[0] = 0.1, 2, 0.5 - 2  # above 0, where the activation is the identity
+    first[1, 10:] = torch.arange(10) / 10
+    for layer in (second, last):
+        layer[0, 0] = layer[1, 1] = 1
+    torch.save(state, tmp_path / "drawing.pt")
+    assert fsvae("--train", 0, "--checkpoint", "drawing.pt", "--iw_eval", 1)[0] == 0
+    (logs,) = (tmp_path / "logs").iterdir()
+    with Image.open(logs / "samples.png") as picture:
+        pixels = np.asarray(picture)[..., 0].astype(int)
+    styles, digits = (pixels[1::33, place::33][:10, :20] for place in (1, 2))
+    assert (styles == styles[0]).all()
+    assert len(set(styles[0])) > 10
+    assert (abs(digits - 25.5 * np.arange(10)[:, None]) <= 1).all()
+
+
+def test_a_file_of_the_homeworks_fsvae_is_evaluated(fsvae, tmp_path, monkeypatch):
+    torch.save(FSVAE().state_dict() | {"x_v": torch.full((1,), 0.1)}, tmp_path / "theirs.pt")
+    monkeypatch.setattr(judge, "STEPS", 1)
+    code, out, _ = fsvae("--train", 0, "--checkpoint", "theirs.pt", "--iw_eval", 2)
+    assert code == 0
+    assert "Negative IWAE-2: " in out
