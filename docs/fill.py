@@ -125,17 +125,6 @@ def table(*configurations):
     return f"\n\n{summary.table([RUNS[configuration] for configuration in configurations])}\n\n"
 
 
-def beside(a, b):
-    """Two configurations whose runs have nothing in common, and b less a."""
-    cells = [["", *(f"{name}, {count(name)} runs" for name in (a, b)), "difference"]]
-    for name, of in RUNS[b]["results"].items():
-        if name in RUNS[a]["results"]:
-            other = number(a, name)
-            difference = {"mean": of["mean"] - other["mean"], "se": math.hypot(of["se"], other["se"])}
-            cells.append([summary.called(name), mean(a, name), mean(b, name), summary.in_words(difference)])
-    return f"\n\n{summary.rows(cells)}\n\n"
-
-
 def every_run(configuration, *names):
     """A row for each run, of these numbers or all."""
     of = RUNS[configuration]
