@@ -1,14 +1,13 @@
 """Put the numbers of the runs into README.md and docs/*.md.
 
-    python report.py --json --out docs/results.json     what is under logs/, after training
-    python docs/fill.py                                 writes them where the documents ask for them
+    python report.py --json --out FILE.json     what is under logs/, after training
+    python docs/fill.py FILE.json               adds it to docs/results.json, and fills the documents
+    python docs/fill.py                         fills the documents
 
 A document asks with a comment that is not shown, <!--= expression -->; what stands between it and the next <!--/--> is
 the expression's value, written by this and never typed. The expressions are Python, of the functions below. Their
-arguments are names of configurations and numbers in docs/results.json, such as "vae_z=10" and "test nelbo"; those that
-begin with "earlier:" are in docs/results-earlier.json, of runs of which only the tables were kept, and those that begin
-with "extending:" in docs/results-extending.json, of the examples of docs/extending.md. Where a file has a configuration
-at several steps, the step is part of the name, as in "vae_z=10 step=5000".
+arguments are names of configurations and numbers in docs/results.json, such as "vae_z=10" and "test nelbo". A name
+stands for the configuration with the most steps. With a step, as in "vae_z=10 step=5000", it stands for that one.
 """
 
 import json
@@ -24,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from codebase import summary  # noqa: E402
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STORED = ROOT / "docs" / "results.json"
 BLANK = re.compile(r"<!--= (.+?) -->(.*?)<!--/-->", re.DOTALL)
 
 # The course staff's figures: mean, and standard deviation over their 50 runs where they gave it, on the homework's
@@ -53,24 +53,28 @@ STAFF = {
 }
 
 
-def stored():
-    """The configurations by name."""
+def by_name(configurations):
+    """The configurations by name, and by name and step."""
     found = {}
-    files = {"": "results.json", "earlier:": "results-earlier.json", "extending:": "results-extending.json"}
-    for prefix, name in files.items():
-        configurations = json.loads((ROOT / "docs" / name).read_text())["configurations"]
-        names = [configuration["configuration"] for configuration in configurations]
-        for configuration in configurations:
-            key = prefix + configuration["configuration"]
-            if names.count(configuration["configuration"]) > 1:
-                key += f" step={configuration['step']}"
-            if key in found:
-                raise SystemExit(f"fill.py: error: docs/{name} has several configurations called {key}.")
-            found[key] = configuration
+    for configuration in sorted(configurations, key=lambda configuration: configuration["step"]):
+        name = configuration["configuration"]
+        key = f"{name} step={configuration['step']}"
+        if key in found:
+            raise SystemExit(f"fill.py: error: several configurations are called {key}.")
+        found[name] = found[key] = configuration
     return found
 
 
-RUNS = stored()
+def merged(old, new):
+    """The old configurations and the new ones, which replace old ones of the same name and step."""
+    names = by_name(new)
+    kept = [of for of in old if f"{of['configuration']} step={of['step']}" not in names]
+    return [*kept, *new]
+
+
+RUNS = by_name(json.loads(STORED.read_text())["configurations"])
+EARLIER = json.loads((ROOT / "docs" / "results-earlier.json").read_text())["configurations"]
+RUNS |= {f"earlier:{name}": of for name, of in by_name(EARLIER).items()}
 
 
 def number(configuration, name):
@@ -160,6 +164,12 @@ def filled(text):
 
 
 def main():
+    for name in sys.argv[1:]:
+        all_of_it = json.loads(STORED.read_text())
+        new = json.loads(Path(name).read_text())["configurations"]
+        all_of_it["configurations"] = merged(all_of_it["configurations"], new)
+        RUNS.update(by_name(all_of_it["configurations"]))
+        STORED.write_text(json.dumps(all_of_it, indent=1) + "\n")
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         if filled(text) != text:

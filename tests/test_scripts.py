@@ -869,7 +869,8 @@ def test_peak_memory_of_evaluating(tmp_path, digits):
 def assert_as_stored(results, configuration, *names):
     """A run's numbers are within four standard deviations of single runs around the means in docs/results.json."""
     stored = json.loads((ROOT / "docs" / "results.json").read_text())["configurations"]
-    (numbers,) = (of["results"] for of in stored if of["configuration"] == configuration)
+    of = max((of for of in stored if of["configuration"] == configuration), key=lambda of: of["step"])
+    numbers = of["results"]
     for name in names:
         split, quantity = name.split()
         value, values = results[split][quantity]["mean"], numbers[name]["values"]
