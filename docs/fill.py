@@ -129,6 +129,18 @@ def table(*configurations):
     return f"\n\n{summary.table([RUNS[configuration] for configuration in configurations])}\n\n"
 
 
+def paired(a, b):
+    """The runs of a and b with the same seeds: means ± standard errors of both, and of b less a, run by run."""
+    seeds = sorted(set(RUNS[a]["seeds"]) & set(RUNS[b]["seeds"]))
+    cells = [[f"seeds {summary.ranges(seeds)}", a, b, "difference"]]
+    for name in RUNS[b]["results"]:
+        if name in RUNS[a]["results"]:
+            values = [dict(zip(RUNS[c]["seeds"], number(c, name)["values"], strict=True)) for c in (a, b)]
+            means = [summary.in_words(summary.estimate([of[seed] for seed in seeds])) for of in values]
+            cells.append([summary.called(name), *means, minus(b, name, a, name)])
+    return f"\n\n{summary.rows(cells)}\n\n"
+
+
 def every_run(configuration, *names):
     """A row for each run, of these numbers or all."""
     of = RUNS[configuration]
