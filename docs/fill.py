@@ -1,14 +1,13 @@
 """Put the numbers of the runs into README.md and docs/*.md.
 
-    python report.py --json --out docs/results.json     what is under logs/, after training
-    python docs/fill.py                                 writes them where the documents ask for them
+    python report.py --json --out FILE.json     what is under logs/, after training
+    python docs/fill.py FILE.json               adds it to docs/results.json, and fills the documents
+    python docs/fill.py                         fills the documents
 
 A document asks with a comment that is not shown, <!--= expression -->; what stands between it and the next <!--/--> is
 the expression's value, written by this and never typed. The expressions are Python, of the functions below. Their
-arguments are names of configurations and numbers in docs/results.json, such as "vae_z=10" and "test nelbo"; those that
-begin with "earlier:" are in docs/results-earlier.json, of runs of which only the tables were kept, and those that begin
-with "extending:" in docs/results-extending.json, of the examples of docs/extending.md. Where a file has a configuration
-at several steps, the step is part of the name, as in "vae_z=10 step=5000".
+arguments are names of configurations and numbers in docs/results.json, such as "vae_z=10" and "test nelbo". A name
+stands for the configuration with the most steps. With a step, as in "vae_z=10 step=5000", it stands for that one.
 """
 
 import json
@@ -21,9 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from codebase import summary  # noqa: E402
+from codebase.runs import tables  # noqa: E402
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STORED = ROOT / "docs" / "results.json"
 BLANK = re.compile(r"<!--= (.+?) -->(.*?)<!--/-->", re.DOTALL)
 
 # The course staff's figures: mean, and standard deviation over their 50 runs where they gave it, on the homework's
@@ -53,24 +53,28 @@ STAFF = {
 }
 
 
-def stored():
-    """The configurations by name."""
+def by_name(configurations):
+    """The configurations by name, and by name and step."""
     found = {}
-    files = {"": "results.json", "earlier:": "results-earlier.json", "extending:": "results-extending.json"}
-    for prefix, name in files.items():
-        configurations = json.loads((ROOT / "docs" / name).read_text())["configurations"]
-        names = [configuration["configuration"] for configuration in configurations]
-        for configuration in configurations:
-            key = prefix + configuration["configuration"]
-            if names.count(configuration["configuration"]) > 1:
-                key += f" step={configuration['step']}"
-            if key in found:
-                raise SystemExit(f"fill.py: error: docs/{name} has several configurations called {key}.")
-            found[key] = configuration
+    for configuration in sorted(configurations, key=lambda configuration: configuration["step"]):
+        name = configuration["configuration"]
+        key = f"{name} step={configuration['step']}"
+        if key in found:
+            raise SystemExit(f"fill.py: error: several configurations are called {key}.")
+        found[name] = found[key] = configuration
     return found
 
 
-RUNS = stored()
+def merged(old, new):
+    """The old configurations and the new ones, which replace old ones of the same name and step."""
+    names = by_name(new)
+    kept = [of for of in old if f"{of['configuration']} step={of['step']}" not in names]
+    return [*kept, *new]
+
+
+RUNS = by_name(json.loads(STORED.read_text())["configurations"])
+EARLIER = json.loads((ROOT / "docs" / "results-earlier.json").read_text())["configurations"]
+RUNS |= {f"earlier:{name}": of for name, of in by_name(EARLIER).items()}
 
 
 def number(configuration, name):
@@ -79,7 +83,7 @@ def number(configuration, name):
 
 def mean(configuration, name, digits=2):
     """'99.81 ± 0.09': the mean over the runs ± its standard error."""
-    return summary.in_words(number(configuration, name), digits)
+    return tables.in_words(number(configuration, name), digits)
 
 
 def deviation(configuration, name):
@@ -94,7 +98,7 @@ def single(configuration, name, digits=1):
 
 def minus(a, name_a, b, name_b, digits=2):
     """Number name_a of configuration a less name_b of b, run by run of the same seed."""
-    return summary.in_words(summary.difference(RUNS[a], RUNS[b], name_a, name_b), digits)
+    return tables.in_words(tables.difference(RUNS[a], RUNS[b], name_a, name_b), digits)
 
 
 def low_high(configuration, name, digits=2):
@@ -122,29 +126,30 @@ def made(configuration):
 
 def table(*configurations):
     """Their means ± standard errors."""
-    return f"\n\n{summary.table([RUNS[configuration] for configuration in configurations])}\n\n"
+    return f"\n\n{tables.table([RUNS[configuration] for configuration in configurations])}\n\n"
 
 
-def beside(a, b):
-    """Two configurations whose runs have nothing in common, and b less a."""
-    cells = [["", *(f"{name}, {count(name)} runs" for name in (a, b)), "difference"]]
-    for name, of in RUNS[b]["results"].items():
+def paired(a, b):
+    """The runs of a and b with the same seeds: means ± standard errors of both, and of b less a, run by run."""
+    seeds = sorted(set(RUNS[a]["seeds"]) & set(RUNS[b]["seeds"]))
+    cells = [[f"seeds {tables.ranges(seeds)}", a, b, "difference"]]
+    for name in RUNS[b]["results"]:
         if name in RUNS[a]["results"]:
-            other = number(a, name)
-            difference = {"mean": of["mean"] - other["mean"], "se": math.hypot(of["se"], other["se"])}
-            cells.append([summary.called(name), mean(a, name), mean(b, name), summary.in_words(difference)])
-    return f"\n\n{summary.rows(cells)}\n\n"
+            values = [dict(zip(RUNS[c]["seeds"], number(c, name)["values"], strict=True)) for c in (a, b)]
+            means = [tables.in_words(tables.estimate([of[seed] for seed in seeds])) for of in values]
+            cells.append([tables.called(name), *means, minus(b, name, a, name)])
+    return f"\n\n{tables.markdown(cells)}\n\n"
 
 
 def every_run(configuration, *names):
     """A row for each run, of these numbers or all."""
     of = RUNS[configuration]
     names = names or list(of["results"])
-    cells = [["seed", *map(summary.called, names)]]
+    cells = [["seed", *map(tables.called, names)]]
     for i, seed in enumerate(of["seeds"]):
         values = [of["results"][name]["values"][i] for name in names]
         cells.append([seed, *("" if value is None else f"{value:.2f}" for value in values)])
-    return f"\n\n{summary.rows(cells)}\n\n"
+    return f"\n\n{tables.markdown(cells)}\n\n"
 
 
 def against_staff(configuration):
@@ -161,8 +166,8 @@ def against_staff(configuration):
             error = math.hypot(of["se"], (sd or deviation(configuration, name)) / math.sqrt(STAFF_RUNS))
             staff = f"{theirs:.2f}" + (f" ± {sd / math.sqrt(STAFF_RUNS):.2f}" if sd else "")
             ours += [staff, f"{of['mean'] - theirs:+.2f}", f"{(of['mean'] - theirs) / error:+.1f}"]
-        cells.append([summary.called(name), *ours[1:], *[""] * (6 - len(ours))])
-    return f"\n\n{summary.rows(cells)}\n\n"
+        cells.append([tables.called(name), *ours[1:], *[""] * (6 - len(ours))])
+    return f"\n\n{tables.markdown(cells)}\n\n"
 
 
 def filled(text):
@@ -171,6 +176,12 @@ def filled(text):
 
 
 def main():
+    for name in sys.argv[1:]:
+        all_of_it = json.loads(STORED.read_text())
+        new = json.loads(Path(name).read_text())["configurations"]
+        all_of_it["configurations"] = merged(all_of_it["configurations"], new)
+        RUNS.update(by_name(all_of_it["configurations"]))
+        STORED.write_text(json.dumps(all_of_it, indent=1) + "\n")
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         if filled(text) != text:

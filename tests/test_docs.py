@@ -62,20 +62,31 @@ def test_numbers_are_those_of_the_stored_runs(name):
 
 
 def test_documents_ask_for_numbers():
-    for name in ("README.md", "results.md", "writeup.md", "speed.md"):
+    for name in ("README.md", "results.md", "writeup.md", "extending.md"):
         assert FILL["BLANK"].search(DOCUMENTS[name])
     assert FILL["filled"]("a <!--= 1 + 1 -->3<!--/--> b") == "a <!--= 1 + 1 -->2<!--/--> b"
 
 
-@pytest.mark.parametrize("name", ["results.json", "results-earlier.json", "results-extending.json"])
-def test_stored_means_and_errors_are_of_the_stored_values(name):
-    for configuration in json.loads((ROOT / "docs" / name).read_text())["configurations"]:
+def test_stored_means_and_errors_are_of_the_stored_values():
+    for configuration in json.loads(FILL["STORED"].read_text())["configurations"]:
         n = len(configuration["runs"])
         assert len(set(configuration["seeds"])) == n
         for number in configuration["results"].values():
             values = [value for value in number["values"] if value is not None]
             assert number["mean"] == pytest.approx(sum(values) / len(values))
             assert len(values) < 2 or number["se"] == pytest.approx(statistics.stdev(values) / len(values) ** 0.5)
+
+
+def test_names_of_the_stored_runs():
+    """A name stands for the most steps, unless the step is given. New runs replace those of the same name and step."""
+    first, second, third = (
+        {"configuration": "a", "step": step, "runs": [run]} for step, run in ((2, 0), (10, 0), (2, 1))
+    )
+    named = FILL["by_name"]([second, first])
+    assert named == {"a": second, "a step=2": first, "a step=10": second}
+    assert FILL["merged"]([first, second], [third]) == [second, third]
+    with pytest.raises(SystemExit, match="several configurations are called a step=2"):
+        FILL["by_name"]([first, third])
 
 
 def test_links_lead_somewhere():
