@@ -25,7 +25,9 @@ FLAGS = [
     Flag("gw", 1, weight, "weight of the negative ELBO; 0: the supervised baseline", in_name="gw={:0>3}", always=True),
     Flag("cw", 100, weight, "weight of the classifier's cross-entropy", in_name="cw={:0>3}", always=True),
     Flag("z", 64, size, "dimension of the latent z"),
-    Flag("labels", 100, size, "labelled images, the same number of each class; 100 of MNIST are the homework's"),
+    Flag(
+        "labels", None, size, "labelled images, as many of each class (default: ten of each; of MNIST the homework's)"
+    ),
     Flag("iter_max", 30000, whole(1), ITER_MAX, False),
 ]
 
@@ -35,7 +37,7 @@ def main(flags):
         raise InputError("--gw 0 --cw 0 leave nothing to train: give one of them a weight.")
     images = data.load(flags.dataset, flags.data_dir)
     data.require_labels(images)
-    labelled = data.labelled_subset(images, flags.labels, flags.seed)
+    labelled = data.labelled_subset(images, flags.labels or 10 * images.classes, flags.seed)
     with open_run("ssvae", flags, images) as run:
         if run.finished:
             return

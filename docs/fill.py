@@ -132,7 +132,7 @@ def table(*configurations):
 def paired(a, b):
     """The runs of a and b with the same seeds: means ± standard errors of both, and of b less a, run by run."""
     seeds = sorted(set(RUNS[a]["seeds"]) & set(RUNS[b]["seeds"]))
-    cells = [[f"seeds {tables.ranges(seeds)}", a, b, "difference"]]
+    cells = [[f"seeds {', '.join(map(str, seeds))}", a, b, "difference"]]
     for name in RUNS[b]["results"]:
         if name in RUNS[a]["results"]:
             values = [dict(zip(RUNS[c]["seeds"], number(c, name)["values"], strict=True)) for c in (a, b)]

@@ -21,7 +21,7 @@ def results_of(folder, name, *flags):
 def assert_as_stored(results, configuration, *names):
     """A run's numbers are within four standard deviations of single runs around the means in docs/results.json."""
     stored = json.loads((ROOT / "docs" / "results.json").read_text())["configurations"]
-    (numbers,) = (of["results"] for of in stored if of["configuration"] == configuration)
+    numbers = max((of for of in stored if of["configuration"] == configuration), key=lambda of: of["step"])["results"]
     for name in names:
         split, quantity = name.split()
         value, values = results[split][quantity]["mean"], numbers[name]["values"]

@@ -159,16 +159,14 @@ def test_a_signal_finishes_the_step_and_saves_it(tmp_path, flags, name, number, 
     time.sleep(0.3)
     os.kill(process.pid, number)
     assert victim.finish(process) == code, output(tmp_path)
-    said = re.search(
-        r"^stopped after step ([\d,]+), which is saved: --resume 1 goes on from it", output(tmp_path), re.M
-    )
+    said = re.search(r"^stopped after step ([\d,]+), which is saved: --resume 1 resumes it", output(tmp_path), re.M)
     step = int(said[1].replace(",", ""))
     assert step >= 1
     state = newest_state(tmp_path)
     assert state["step"] == step
     assert "Traceback" not in output(tmp_path)
 
-    # Gone on with, it has the weights of a run that was never stopped.
+    # Resumed, it has the weights of a run that was never stopped.
     (tmp_path / "whole").mkdir()
     for folder, resume in ((tmp_path, 1), (tmp_path / "whole", 0)):
         process = victim.start(folder, [*args, "--resume", resume, "--iter_max", step + 20])
@@ -187,7 +185,7 @@ def test_a_second_start_is_refused_while_the_first_lives(tmp_path, flags, name, 
     for more in ([], ["--resume", 1], ["--overwrite", 1]):
         second = victim.start(tmp_path, [*flags(name), *more])
         assert victim.finish(second) == 2, output(tmp_path)
-        assert "is in use: another process is training this run" in output(tmp_path).splitlines()[-1]
+        assert "is in use by another process" in output(tmp_path).splitlines()[-1]
     assert before.items() <= contents(tmp_path / "checkpoints").items()
     first.kill()
     assert victim.finish(first) == -signal.SIGKILL
@@ -236,37 +234,24 @@ def trained(script, flags, monkeypatch):
 
 
 @ALL_OF_THEM
-def test_damaged_files_are_named_with_what_is_whole_and_how_to_use_it(trained, name):
+def test_damaged_files_are_named(trained, name):
     call, folder, _ = trained(name)
     weights, state = folder / "model-00030.pt", folder / "training.pt"
     for path, args in ((weights, ["--train", 0, "--iw_eval", 2]), (state, ["--resume", 1, "--iter_max", 40])):
         whole = path.read_bytes()
-        for damaged in (
-            b"",
-            b"hello",
-            whole[:1000],
-            whole[:-100],
-            whole[: len(whole) // 2] + b"x" + whole[len(whole) // 2 + 1 :],
-        ):
+        middle = len(whole) // 2
+        for damaged in (b"", b"hello", whole[:1000], whole[:-100], whole[:middle] + b"x" + whole[middle + 1 :]):
             path.write_bytes(damaged)
             code, _, err = call(*args)
             assert code == 2
             assert len(err.splitlines()) == 1
-            assert f"error: {path} is not a checkpoint that can be read safely (" in err
+            assert f"error: {path} cannot be read" in err
             assert path.read_bytes() == damaged
-            if path == weights:
-                assert err.endswith(". That of step 20 is whole: --iter_max 20 takes it.\n")
-            else:
-                assert "training-previous.pt, of step 20, is whole: move training.pt away, and --resume 1" in err
-        if path == weights:
-            code, out, _ = call(*args, "--iter_max", 20)  # as it says
-            assert code == 0
-            path.write_bytes(whole)
+    assert call("--train", 0, "--iw_eval", 2, "--iter_max", 20)[0] == 0  # the checkpoint before it
     state.unlink()
-    code, out, _ = call("--resume", 1, "--iter_max", 40)
-    assert code == 0
-    assert "resuming after step 20\n" in out
-    assert torch.load(folder / "training.pt", weights_only=True)["step"] == 40
+    code, _, err = call("--resume", 1, "--iter_max", 40)
+    assert code == 2
+    assert f"{folder} holds weights, but no training.pt" in err
 
 
 @ALL_OF_THEM
@@ -278,11 +263,6 @@ def test_weights_of_another_model_and_of_another_z(trained, script, tmp_path, na
         code, _, err = call("--train", 0)
         assert code == 2
         assert f"model-00030.pt does not fit a {name[4:-3].upper()} with these flags: " in err
-        assert "That of step 20 is whole: --iter_max 20 takes it." in err
-        code, _, err = call("--resume", 1, "--iter_max", 40)
-        assert code == 2
-        assert "model-00030.pt does not fit a " in err
-        assert err.endswith(" --resume 1 can do without it: move it away.\n")
     code, _, err = script(
         *[3 if flag == 2 else flag for flag in usual], "--train", 0, "--checkpoint", folder / "model-00020.pt"
     )
@@ -293,19 +273,13 @@ def test_weights_of_another_model_and_of_another_z(trained, script, tmp_path, na
 
 @ALL_OF_THEM
 def test_resume_with_other_flags_than_the_run_began_with(trained, script, flags, name):
-    """In the folder of that name there is nothing; the run that was meant is named, and what differs."""
+    """In the folder of that name there is nothing; the run that was meant is named."""
     call, folder, _ = trained(name)
-    for args, differences in (
-        (["--lr", 0.01], "--lr was 0.001 and is 0.01"),
-        (["--seed", 5], "--seed was 0 and is 5"),
-        (["--z", 3, "--batch_size", 20], "--z was 2 and is 3, --batch_size was 10 and is 20"),
-    ):
+    for args in (["--lr", 0.01], ["--seed", 5], ["--z", 3, "--batch_size", 20]):
         for action in (["--resume", 1], ["--train", 0]):
             code, _, err = call(*args, *action)
             assert code == 2
-            assert f"{folder}" in err
-            assert all(difference in err for difference in differences.split(", "))
-            assert err.count(" was ") == len(differences.split(", "))
+            assert f"(there is {folder.name})" in err
     assert [path for path in Path("checkpoints").iterdir() if path.is_dir()] == [folder]
     moved = Path(str(folder).replace("_z=2", "_z=3"))
     folder.rename(moved)
@@ -367,11 +341,11 @@ def test_too_little_memory_is_a_sentence(trained, monkeypatch):
     def fail():
         torch.empty(2**45)
 
-    for error in (fail, lambda: torch.empty(2**62, 2**62), lambda: bytearray(2**62)):
+    for error in (fail, lambda: bytearray(2**62)):
         monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x, error=error: error())
         code, _, err = call("--run", 1)
         assert code == 2
-        assert "error: there is not enough memory for this: smaller numbers" in err.splitlines()[-1]
+        assert "error: there is not enough memory: smaller numbers" in err.splitlines()[-1]
     monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):  # what is a mistake in the code stays one
         call("--run", 2)
@@ -380,7 +354,7 @@ def test_too_little_memory_is_a_sentence(trained, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("stderr", [subprocess.PIPE, subprocess.STDOUT])
 def test_who_reads_what_is_printed_may_leave(tmp_path, flags, stderr):
-    """As in `python run_vae.py | head -5`, and with 2>&1: all is trained, then the report has nobody to go to."""
+    """As in `python run_vae.py | head -5`, and with 2>&1: the run goes on to its end, and keeps its report."""
     command = [sys.executable, ROOT / "run_vae.py", *flags("run_vae.py")[1:], "--iter_max", "5"]
     with subprocess.Popen(
         [*map(str, command)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=stderr, text=True
@@ -389,8 +363,10 @@ def test_who_reads_what_is_printed_may_leave(tmp_path, flags, stderr):
             assert process.poll() is None
         process.stdout.close()
         assert process.stderr is None or "Traceback" not in process.stderr.read()
-    assert process.returncode == 141
+    assert process.returncode == 0
     assert newest_state(tmp_path)["step"] == 5
+    (results,) = tmp_path.glob("logs/*/results.json")
+    assert json.loads(results.read_text())["complete"] is True
 
 
 @pytest.mark.slow
@@ -466,7 +442,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @ALL_OF_THEM_SLOWLY
-def test_a_run_is_overwritten_by_halves_or_whole_but_never_gone_on_with_by_mistake(tmp_path, flags, name):
+def test_a_run_is_overwritten_by_halves_or_whole_but_never_resumed_by_mistake(tmp_path, flags, name):
     """Killed among the deletions of --overwrite 1: --resume 1 has the whole run, none, or says what is there."""
     said = set()
     for die_at in (1, 2, 3, 6, 9):
@@ -476,7 +452,7 @@ def test_a_run_is_overwritten_by_halves_or_whole_but_never_gone_on_with_by_mista
         assert victim.finish(victim.start(folder, [*flags(name), "--overwrite", 1], die_at=die_at)) == -signal.SIGKILL
         code = victim.finish(victim.start(folder, [*flags(name), "--resume", 1, "--iter_max", 30]))
         (words,) = re.findall(
-            "resuming after step (30)|(nothing to resume)|(holds weights, but no training.pt)|(after step 0)",
+            "resuming after step (30)|(nothing to resume)|(holds weights, but no training.pt)",
             output(folder),
         )
         words = "".join(words)
@@ -492,12 +468,10 @@ def test_a_run_of_which_only_the_training_state_is_left_is_a_run(trained):
     for path in folder.glob("model-*.pt"):
         path.unlink()
     before = contents(folder)
-    for missing in ("", "training.pt"):
-        (folder / missing).unlink() if missing else None
-        code, _, err = call("--iter_max", 5)
-        assert code == 2
-        assert "holds a run already: --resume 1 goes on with it" in err
-    assert contents(folder).items() <= before.items()
+    code, _, err = call("--iter_max", 5)
+    assert code == 2
+    assert "holds a run already. --resume 1 resumes a run" in err
+    assert contents(folder) == before
 
 
 @pytest.mark.slow

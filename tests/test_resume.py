@@ -173,7 +173,7 @@ def test_a_signal_finishes_the_step_and_saves_it(vae, folders, handled, at_step,
     before = signal.getsignal(number)
     code, out, _ = vae()
     assert code == STOPS[number]
-    assert out.count("stopped after step 7, which is saved: --resume 1 goes on from it") == 1
+    assert out.count("stopped after step 7, which is saved: --resume 1 resumes it") == 1
     assert "NELBO" not in out
     checkpoints, _ = folders()
     assert torch.load(checkpoints / "training.pt", weights_only=True)["step"] == 7

@@ -123,7 +123,8 @@ def resume(folder, model, optimizer, experiment):
     state = read(path)
     try:
         then = state["flags"]
-        other = [f"--{k} was {then[k]} and is {v}" for k, v in experiment.items() if k in then and then[k] != v]
+        known = {k: v for k, v in experiment.items() if k in then and v is not None}  # None: the data decide
+        other = [f"--{name} was {then[name]} and is {value}" for name, value in known.items() if then[name] != value]
         if other:
             raise InputError(f"{path} is of a run that began with other flags: {', '.join(other)}.")
         fill(model, state["weights"], path)

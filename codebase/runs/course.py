@@ -79,6 +79,8 @@ def open_run(model, flags, images, usual_data="mnist"):
         print(f"finished before: {logs} has its results", flush=True)
         yield run
         return
+    if flags.train:
+        is_resumed(run)  # it complains before anything is done
     print(f"device       {device_in_words}")
     print(f"data         {images.origin}: {len(images.x_train):,} training and {len(images.x_test):,} test images")
     print(f"run          {name}, seed {flags.seed}")
@@ -166,44 +168,53 @@ def train_run(run, model, batches, draw, splits):
         sys.exit(128 + signals[0])
 
 
-def begin(run, model, optimizer, experiment):
-    """Start the run or resume it. Returns its step, and the seconds spent on training.
-
-    InputError if there is a run already and the flags do not say what to do with it.
-    """
+def is_resumed(run):
+    """Is the run to be resumed, not started? InputError if the flags do not fit what is in its folder."""
     flags, folder = run.flags, run.checkpoints
-    state, done = checkpoints.state_path(folder), checkpoints.steps(folder)
-    resuming = (flags.resume or flags.replicates > 1) and not flags.overwrite and state.exists()
-    if (done or state.exists()) and not (resuming or flags.overwrite):
+    state = checkpoints.state_path(folder)
+    if flags.overwrite:
+        return False
+    if state.exists() and (flags.resume or flags.replicates > 1):
+        return True
+    if state.exists() or checkpoints.steps(folder):
         what = f"{folder} holds a run already" if state.exists() else f"{folder} holds weights, but no training.pt"
         raise InputError(
             f"{what}. --resume 1 resumes a run that has a training.pt, --train 0 evaluates it, "
             f"--run {flags.run + 1} trains another one, --overwrite 1 deletes it and starts again."
         )
-    processes.wait()  # until all have looked
+    if flags.resume and others(run):
+        raise InputError(f"there is no {state} to resume{others(run)}. Without --resume 1 a new run begins.")
+    return False
+
+
+def begin(run, model, optimizer, experiment):
+    """Start the run or resume it. Returns its step, and the seconds spent on training."""
+    flags, folder, resumed = run.flags, run.checkpoints, is_resumed(run)
+    processes.wait()  # until all have looked into the folder
     if processes.rank() == 0:
         run.logs.mkdir(parents=True, exist_ok=True)
         for each in (folder, run.logs):
             files.clear(each, ".*.tmp")  # what a process has left that was killed while it wrote
         if flags.overwrite:
-            state.unlink(missing_ok=True)  # deleted first, so that an interrupted --overwrite cannot be resumed
+            # Deleted first, so that an interrupted --overwrite cannot be resumed.
+            checkpoints.state_path(folder).unlink(missing_ok=True)
             files.clear(run.logs)
             files.clear(folder)
-    if resuming:
+    if resumed:
         start, seconds = checkpoints.resume(folder, model, optimizer, experiment)
         print(f"resuming after step {start:,}", flush=True)
         return start, seconds
     if flags.resume:
-        print(f"nothing to resume in {folder}: starting from step 0{others(run)}", flush=True)
+        print(f"nothing to resume in {folder}: starting from step 0", flush=True)
     processes.copy_from_first([*model.parameters(), *model.buffers()])
     return 0, 0.0
 
 
 def others(run):
-    """In words, the other runs of the same model: one of them may be meant, as the flags are part of a run's name."""
-    model = run.name.partition("_")[0]
-    names = sorted(path.name for path in run.checkpoints.parent.glob(f"{model}_*") if checkpoints.steps(path))
-    return f" (there are {', '.join(names)})" if names else ""
+    """In words, the runs of the same model and number, but other flags: one of them may be meant."""
+    runs = run.checkpoints.parent.glob(f"{run.name.partition('_')[0]}_*run={run.flags.run:04d}")
+    names = sorted(path.name for path in runs if checkpoints.steps(path))
+    return f" (there is {', '.join(names)})" if names else ""
 
 
 def choose_update(run, model, optimizer, batches, start, bfloat16):
