@@ -80,7 +80,7 @@ def training_step(model, optimizer, batch, bfloat16=False):
     changed or added here (clipping, an average of the weights, ...) is what runs, in every case. A number that changes
     during training should be a tensor, as model.step and param_groups[i]["lr"] are: a CUDA graph keeps the first value
     of a Python number.
-    bfloat16: on a CPU, round the factors of the networks' products to bfloat16, inside matmul_precision.float32_outputs(model).
+    bfloat16: on a CPU, round the factors of the networks' products to bfloat16; inside float32_outputs(model).
     If several processes train the model, the batch is this process's rows; gradients and terms are averaged over them.
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):

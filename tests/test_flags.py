@@ -96,7 +96,7 @@ def test_complaints_of_a_scripts_own_flags(capsys, script, args, complaint):
         # Of the data, and of what there is.
         ("run_vae.py", ("--train", 0, "--checkpoint", ""), "there is no such file"),
         ("run_vae.py", ("--train", 0, "--checkpoint", "x.pt"), "--checkpoint x.pt: there is no such file"),
-        ("run_vae.py", ("--train", 0), "train first, or give --checkpoint FILE"),
+        ("run_vae.py", ("--train", 0), "_run=0000 has no model-*.pt: train first."),
         ("run_vae.py", ("--batch_size", 301), "--batch_size 301 is more than the 300 training images"),
         ("run_vae.py", ("--dataset", "absent.npz"), "absent.npz does not exist"),
         ("run_vae.py", ("--dataset", "cifar"), "--dataset cifar: the choices are"),

@@ -19,7 +19,7 @@ def test_train_0_takes_the_newest_checkpoint_or_that_of_iter_max(vae):
     assert "model-00020.pt" in vae("--train", 0, "--iter_max", 20, "--iw_eval", 2)[1]
     code, _, err = vae("--train", 0, "--iter_max", 25)
     assert code == 2
-    assert "there is no model-00025.pt in checkpoints/model=vae" in err
+    assert re.search(r"checkpoints/model=vae\S* has no model-00025.pt: ", err)
     assert "there are steps 20, 30" in err
 
 
@@ -126,7 +126,7 @@ def test_a_diverging_run_stops_and_keeps_the_last_checkpoint(vae, tmp_path):
     assert code == 1
     assert re.search(r"error: the loss of step \d+ is (inf|nan)", err)
     (folder,) = (tmp_path / "checkpoints").iterdir()
-    assert saved(folder) == {"training.pt"}  # of step 0
+    assert saved(folder) == set()
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_a_second_ctrl_c_stops_at_once(vae, folders, handled, at_step):
     assert code == 130
     assert "once more stops at once" in out
     assert "which is saved" not in out
-    assert saved(folders()[0]) == {"training.pt"}  # of step 0
+    assert saved(folders()[0]) == set()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

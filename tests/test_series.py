@@ -20,7 +20,7 @@ def test_replicates_are_the_runs_that_they_would_be_alone(vae, tmp_path):
     assert sorted(name[-8:] for name in together) == ["run=0001", "run=0002"]
     means = [json.loads(path.read_text())["results"]["test"]["nelbo"]["mean"] for path in results_of(tmp_path)]
     table = out[out.index("### vae") :]
-    assert "| runs | 2 |\n| seeds | 1 to 2 |\n| steps | 30 |" in table
+    assert "| runs | 2 |\n| seeds | 1, 2 |\n| steps | 30 |" in table
     assert f"| test NELBO | {np.mean(means):.2f} ± {abs(means[0] - means[1]) / 2:.2f} |" in table
     assert "### Left out" not in table
 

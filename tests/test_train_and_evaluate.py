@@ -135,7 +135,7 @@ def test_the_gmvae_trains_resumes_and_evaluates(on_digits, folders, iw):
     gmvae = partial(on_digits, "run_gmvae.py", "--z", 2, "--k", 7, "--iw", iw)
     assert gmvae()[0] == 0
     checkpoints, logs = folders()
-    name = r"model=gmvae_z=2_k=7_data=digits-[0-9a-f]{8}" + ("_iw=05" if iw == 5 else "") + "_batch=50_run=0000"
+    name = "model=gmvae_z=2_k=7" + ("_iw=05" if iw == 5 else "") + r"_data=digits-[0-9a-f]{8}_batch=50_run=0000"
     assert re.fullmatch(name, checkpoints.name)
     final = weights(checkpoints, 30)
     assert final["z_pre"].shape == (1, 14, 2)

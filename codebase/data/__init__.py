@@ -48,6 +48,11 @@ class Data(NamedTuple):
         """X, the number of values of one image."""
         return self.x_train.shape[1]
 
+    def about(self):
+        """What results.json says of it."""
+        about = {"name": self.name, "origin": self.origin, "shape": self.shape, "classes": self.classes}
+        return about | {"train": len(self.x_train), "test": len(self.x_test)}
+
 
 def load(dataset, data_dir="data", auto="mnist", split="extra"):
     """The data set of that name.

@@ -63,12 +63,11 @@ def open_run(model, flags, images, usual_data="mnist"):
     done = checkpoints.steps(folder)
     if flags.train == 0 and done and flags.step not in (None, done[-1]):
         logs = logs / f"step={flags.step:05d}"  # apart from the results of the last step
-    about = {"name": images.name, "origin": images.origin, "shape": images.shape, "classes": images.classes}
     record = {
         "name": name,
         "flags": flags.values(),
         "experiment": flags.experiment(images),
-        "data": about | {"train": len(images.x_train), "test": len(images.x_test)},
+        "data": images.about(),
         "evaluated": environment(device_in_words),
         "results": {},
     }
@@ -242,11 +241,8 @@ def load(run, model):
         done = checkpoints.steps(run.checkpoints)
         step = run.flags.step or processes.largest(done[-1] if done else 0)  # a training may be writing
         if step not in done:
-            there = f"train first, or give --checkpoint FILE{others(run)}"
-            if done:
-                there = f"there are steps {', '.join(map(str, done))}"
-            wanted = checkpoints.weights_path(run.checkpoints, step) if step else run.checkpoints / "model-*.pt"
-            raise InputError(f"there is no {wanted}: {there}.")
+            there = f"there are steps {', '.join(map(str, done))}" if done else f"train first{others(run)}"
+            raise InputError(f"{run.checkpoints} has no model-{f'{step:05d}' if step else '*'}.pt: {there}.")
         path = checkpoints.weights_path(run.checkpoints, step)
         run.record["step"] = step
     checkpoints.load_weights(model, path)
