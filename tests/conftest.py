@@ -34,6 +34,13 @@ COMPILED = "compiled, ready" if hasattr(torch._dynamo.config, "trace_autograd_op
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no compiler")
 
 
+def pytest_xdist_auto_num_workers(config):
+    """The processes of -n auto: one for each core, four at most, as each takes a second and 500 MB to begin; for single
+    tests and for slow ones, which measure memory and use all cores themselves, none but this one."""
+    few = all("::" in arg for arg in config.args)
+    return 0 if few or config.option.markexpr != "not slow" else min(4, os.cpu_count())
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
@@ -148,8 +155,8 @@ def vae(on_digits):
 
 @pytest.fixture
 def fsvae(script, colour_digits, monkeypatch):
-    """As `vae`, on small colour digits, a checkpoint every 10 steps, judged by a classifier of 60 steps."""
-    monkeypatch.setattr(judge, "STEPS", 60)
+    """As `vae`, on small colour digits, a checkpoint every 10 steps, judged by a classifier of 10 steps."""
+    monkeypatch.setattr(judge, "STEPS", 10)
     usual = {"--dataset": colour_digits, "--iter_max": 30, "--iter_save": 10, "--batch_size": 50, "--device": "cpu"}
     return partial(with_usual, script, usual, "run_fsvae.py")
 

@@ -34,21 +34,21 @@ def test_same_seed_same_weights_bit_for_bit(vae, folders, tmp_path):
 
 
 def test_resume_gives_what_an_uninterrupted_run_gives(vae, folders):
-    """300 steps, against 150 that are gone on with to 300: weights, training state, curves, and numbers."""
-    vae("--iter_max", 300, "--iter_save", 1000)
+    """220 steps, against 110 that are gone on with to 220: weights, training state, curves, and numbers."""
+    vae("--iter_max", 220, "--iter_save", 1000)
     checkpoints, logs = folders()
     a, state, curve = (
-        weights(checkpoints, 300),
+        weights(checkpoints, 220),
         torch.load(checkpoints / "training.pt", weights_only=True),
         curves(logs),
     )
     record = json.loads((logs / "results.json").read_text())
-    vae("--iter_max", 150, "--iter_save", 1000, "--overwrite", 1)
-    assert not (checkpoints / "model-00300.pt").exists()
-    code, out, _ = vae("--iter_max", 300, "--iter_save", 1000, "--resume", 1)
+    vae("--iter_max", 110, "--iter_save", 1000, "--overwrite", 1)
+    assert not (checkpoints / "model-00220.pt").exists()
+    code, out, _ = vae("--iter_max", 220, "--iter_save", 1000, "--resume", 1)
     assert code == 0
-    assert "resuming after step 150" in out
-    assert same(a, weights(checkpoints, 300))
+    assert "resuming after step 110" in out
+    assert same(a, weights(checkpoints, 220))
     again = torch.load(checkpoints / "training.pt", weights_only=True)
     assert again["random"]["cpu"].equal(state["random"]["cpu"])
     for p, q in zip(state["optimizer"]["state"].values(), again["optimizer"]["state"].values(), strict=True):
@@ -56,22 +56,22 @@ def test_resume_gives_what_an_uninterrupted_run_gives(vae, folders):
     assert same(state["optimizer"]["param_groups"][0], again["optimizer"]["param_groups"][0])
     after = json.loads((logs / "results.json").read_text())
     assert after["results"] == record["results"]
-    assert (after["step"], after["trained"]["steps"]) == (300, 300)
+    assert (after["step"], after["trained"]["steps"]) == (220, 220)
     resumed = curves(logs)
-    assert {tag: [point for point in points if point[0] != 150] for tag, points in resumed.items()} == curve
+    assert {tag: [point for point in points if point[0] != 110] for tag, points in resumed.items()} == curve
 
 
 def test_resume_forgets_the_points_that_were_logged_after_the_last_save(vae, folders):
-    """A process that died at step 250, with its last checkpoint at 150: each step is shown once in the end."""
-    vae("--iter_max", 150, "--iter_save", 150)
+    """A process that died at step 120, with its last checkpoint at 90: each step is shown once in the end."""
+    vae("--iter_max", 90, "--iter_save", 90)
     checkpoints, logs = folders()
     before = (checkpoints / "training.pt").read_bytes()
-    vae("--iter_max", 250, "--iter_save", 150, "--resume", 1)
+    vae("--iter_max", 120, "--iter_save", 90, "--resume", 1)
     state = torch.load(checkpoints / "training.pt", weights_only=True)
-    (checkpoints / "model-00250.pt").unlink()
+    (checkpoints / "model-00120.pt").unlink()
     (checkpoints / "training.pt").write_bytes(before)
-    vae("--iter_max", 250, "--iter_save", 150, "--resume", 1)
-    assert [step for step, _ in curves(logs)["train/loss"]] == [100, 150, 200, 250]
+    vae("--iter_max", 120, "--iter_save", 90, "--resume", 1)
+    assert [step for step, _ in curves(logs)["train/loss"]] == [90, 100, 120]
     assert torch.load(checkpoints / "training.pt", weights_only=True)["random"]["cpu"].equal(state["random"]["cpu"])
 
 

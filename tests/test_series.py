@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 from conftest import contents, same, weights
@@ -31,23 +32,24 @@ def test_replicates_are_the_runs_that_they_would_be_alone(vae, tmp_path):
 
 
 def test_a_series_goes_on_where_it_was_interrupted(vae, tmp_path, monkeypatch):
-    """The first run finished, the second stopped after step 20 of 30, the third not begun: as if never interrupted."""
-    usual = ["--z", 2, "--replicates", 3]
+    """The first run finished, the second stopped after step 4 of 6, the third not begun: as if never interrupted."""
+    vae = partial(vae, "--iter_save", 4, "--batch_size", 20)
+    usual = ["--z", 2, "--replicates", 3, "--iter_max", 6]
     vae(*usual)
-    expected = {path: weights(path, 30) for path in (tmp_path / "checkpoints").iterdir()}
+    expected = {path: weights(path, 6) for path in (tmp_path / "checkpoints").iterdir()}
     for each in ("checkpoints", "logs"):
         shutil.rmtree(tmp_path / each)
 
-    vae("--z", 2)
-    vae("--z", 2, "--run", 1, "--iter_max", 20)
+    vae("--z", 2, "--iter_max", 6)
+    vae("--z", 2, "--iter_max", 4, "--run", 1)
     first = contents(min(tmp_path.glob("checkpoints/*"))) | contents(min(tmp_path.glob("logs/*")))
     code, out, _ = vae(*usual)
     assert code == 0
     assert out.count("finished before") == 1
-    assert "resuming after step 20" in out
+    assert "resuming after step 4" in out
     assert "| runs | 3 |" in out
     assert all(path.read_bytes() == content for path, content in first.items())
-    assert all(same(weights(path, 30), there) for path, there in expected.items())
+    assert all(same(weights(path, 6), there) for path, there in expected.items())
 
     # All are finished; then more is asked of them than they have; then they are evaluated; then begun anew.
     everything = contents(tmp_path)
@@ -63,8 +65,8 @@ def test_a_series_goes_on_where_it_was_interrupted(vae, tmp_path, monkeypatch):
     assert "| runs | 2 |" in evaluated
     assert "| subset IWAE-5 |" in evaluated
     code, anew, _ = vae(*usual, "--overwrite", 1)
-    assert anew.count("trained 30 steps") == 3
-    assert all(same(weights(path, 30), there) for path, there in expected.items())
+    assert anew.count("trained 6 steps") == 3
+    assert all(same(weights(path, 6), there) for path, there in expected.items())
 
 
 def test_a_run_that_is_no_longer_whole_is_not_finished(vae, tmp_path):

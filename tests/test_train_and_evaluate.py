@@ -152,8 +152,8 @@ def test_the_gmvae_trains_resumes_and_evaluates(on_digits, folders, iw):
 
 
 def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
-    ssvae = partial(on_digits, "run_ssvae.py", "--z", 2, "--labels", 50)
-    code, out, _ = ssvae()
+    ssvae = partial(on_digits, "run_ssvae.py", "--z", 2, "--labels", 50, "--iter_save", 4)
+    code, out, _ = ssvae("--iter_max", 6)
     assert code == 0
     checkpoints, logs = folders()
     name = r"model=ssvae_gw=001_cw=100_z=2_labels=50_data=digits-[0-9a-f]{8}_batch=50_run=0000"
@@ -178,7 +178,7 @@ def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
     shown = curves(logs)
     generative, classifier = {"gen/elbo", "gen/kl_z", "gen/kl_y", "gen/rec", *EVAL}, {"class/ce", "class/acc"}
     assert set(shown) == {"train/loss", "test/acc"} | generative | classifier
-    assert [step for step, _ in shown["test/acc"]] == [20, 30]
+    assert [step for step, _ in shown["test/acc"]] == [4, 6]
     assert shown["test/acc"][-1][1] == pytest.approx(p)
     assert set(pictures_shown(logs)) == {"samples", "mistakes"}
     assert "test/confusion/text_summary" in EventAccumulator(str(logs)).Reload().Tags()["tensors"]
@@ -195,11 +195,11 @@ def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
     off_diagonal = confusion * (1 - np.eye(10, dtype=int))
     assert ((tiles > 0) == (off_diagonal > 0)).all()
 
-    final = weights(checkpoints, 30)
+    final = weights(checkpoints, 6)
     before = {tag: points[-1:] for tag, points in shown.items()}
-    ssvae("--overwrite", 1, "--iter_max", 20)
-    ssvae("--resume", 1)
-    assert same(final, weights(checkpoints, 30))
+    ssvae("--overwrite", 1, "--iter_max", 4)
+    ssvae("--resume", 1, "--iter_max", 6)
+    assert same(final, weights(checkpoints, 6))
     assert {tag: curves(logs)[tag][-1:] for tag in before} == before
     code, out, _ = ssvae("--train", 0, "--iw_eval", "1,10")
     assert code == 0

@@ -87,6 +87,7 @@ def test_log_normal_mixture_in_float32_at_extremes():
         torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-3 * reference.abs().max().item())
 
 
+@pytest.mark.slow
 def test_log_normal_mixture_of_many_rows_is_that_of_each_in_bounded_memory():
     """100,000 rows with 500 components: all at once the pairs alone would take 400 MB; the peak grows by under 200."""
     program = (
