@@ -165,8 +165,7 @@ def draw(n, seed, colour=False):
         gap = between(random, 0.2, 0.75, n)
         up = np.where(random.random_sample(n) < 0.5, bright + gap < 1, bright - gap < 0)
         other = np.where(up, bright + gap, bright - gap)
-        ground = np.clip(bright[:, None] + 0.4 * hue[0], 0, 1).astype(np.float32)  # (n, 3)
-        front = np.clip(other[:, None] + 0.4 * hue[1], 0, 1).astype(np.float32)  # (n, 3)
+        ground, front = np.clip(np.stack([bright, other])[..., None] + 0.4 * hue, 0, 1).astype(np.float32)  # (n, 3)
         light = between(random, -0.25, 0.25, n, 2)
 
     images = np.empty((n, 3 if colour else 1, size, size), np.uint8)
