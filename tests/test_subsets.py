@@ -31,6 +31,8 @@ def test_real_mnist_and_its_labelled_images(mnist_dir):
     chosen = data.labelled_subset(mnist, 100, seed=0)
     assert mnist.y_train[chosen].tolist() == sorted(list(range(10)) * 10)
     assert mnist.x_train[chosen].unique(dim=0).shape == (99, 784)
+    checksum = "661bd79754bf9ee105bae5595beb334001007475c0742d641eb8f19d3fca1679"
+    assert hashlib.sha256(mnist.x_train[chosen].numpy().tobytes()).hexdigest() == checksum
     assert chosen[46] == chosen[47]
 
 

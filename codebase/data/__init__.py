@@ -1,10 +1,12 @@
 """Data sets by name, as uint8 tensors.
 
-Where the images come from is in mnist, svhn, npz and glyphs. subsets has those that are evaluated, and those whose
-labels an SSVAE sees; batches has the endless batches for training, and the binarisation.
+mnist, svhn, npz and glyphs are the sources of images. subsets chooses the images that are evaluated and those whose
+labels an SSVAE sees. batches makes the endless batches for training. Scripts and notebooks use all of it as data.X.
 
 Dimension letters: N images, B images of a batch, X pixels (channel first, flattened), C classes.
 """
+
+# ruff: noqa: F401 (what is imported here for data.X)
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,20 +15,12 @@ import torch
 
 from codebase import processes
 from codebase.data import glyphs, mnist, npz, svhn
-from codebase.data.batches import (  # noqa: F401 (what scripts and notebooks use as data.X, here and below)
-    batches,
-    binarise,
-    binarise_once,
-    binary_batches,
-    labelled_batches,
-    one_hot,
-    semi_supervised_batches,
-)
+from codebase.data.batches import batches, binarise, binary_batches, labelled_batches, one_hot, semi_supervised_batches
 from codebase.data.download import DownloadError
-from codebase.data.subsets import binary_splits, labelled_splits, labelled_subset, test_subset  # noqa: F401
-from codebase.data.svhn import SVHN_SPLITS  # noqa: F401
+from codebase.data.subsets import binarise_once, binary_splits, labelled_splits, labelled_subset, test_subset
+from codebase.data.svhn import SVHN_SPLITS
 from codebase.errors import InputError
-from codebase.utils import scaled  # noqa: F401
+from codebase.utils import scaled
 
 GLYPHS_SEED = 236  # the glyphs are one data set: their seed is not the run's
 

@@ -9,12 +9,6 @@ from codebase.errors import InputError
 from codebase.utils import scaled
 
 
-def binarise_once(x):
-    """The fixed binary version of grey test images, RandomState(0).binomial(1, x / 255). (N, X) uint8, as x is."""
-    grey = x.numpy().astype(np.float32) / np.float32(255)
-    return torch.from_numpy(np.random.RandomState(0).binomial(1, grey).astype(np.uint8))
-
-
 def binarise(x):
     """A fresh binary version of grey images, x' ~ Bern(x / 255) exactly. x: uint8. Returns float32 in {0, 1}."""
     return (x > torch.randint_like(x, 255)).float()  # randint: 0 to 254

@@ -15,9 +15,10 @@ class DownloadError(InputError):
 
 @contextlib.contextmanager
 def downloading(what, files):
-    """Inside: torchvision downloads missing files. Raises DownloadError if that fails, and leaves none of them.
+    """Inside: torchvision downloads files that are missing.
 
-    what: their name in the messages; files: their paths, in one folder.
+    what: the data set's name for the messages; files: the paths of the missing files, all in one folder. If anything
+    fails, none of the files is left there, and DownloadError says which files to put where.
     """
     folder, done, before = files[0].parent, False, socket.getdefaulttimeout()
     print(f"downloading  {what} to {folder}", flush=True)

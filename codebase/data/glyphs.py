@@ -1,11 +1,12 @@
 """The built-in digits: images like handwriting, in the shapes of MNIST and SVHN, drawn from a seed, without a download.
 
-A font gives each digit a few skeletons of strokes; the distance to each is tabulated once. Each pixel of an image looks
-its distance up through the image's pose (size, proportions, slant, rotation, place) and elastic deformation (a cubic
-B-spline of random displacements). Ink is where the distance is below half of the stroke's width.
+A font gives each digit a few skeletons of strokes. A table holds the distances of points to each one. For each pixel
+of an image the distance is looked up there, after the image's own pose (size, proportions, slant, rotation, place) and
+elastic deformation (a cubic B-spline of random displacements). There is ink if it is below half of the stroke's width.
 
-The same seed gives the same bytes on every machine: numpy's RandomState is frozen, and elementwise addition,
-multiplication, division and square root are exact by IEEE 754 (exp, sin and matrix products are not, so none is used).
+The same seed gives the same bytes on every machine. The random numbers are those of numpy's RandomState, which never
+changes. The arithmetic is addition, multiplication, division and square root of single numbers, which IEEE 754 fixes to
+the last bit; the last bits of exp, sin and matrix products differ between machines, so there are none.
 """
 
 import os
@@ -14,8 +15,8 @@ from itertools import pairwise
 
 import numpy as np
 
-# Of each digit its skeletons; of each skeleton its strokes; of each stroke its points, x, y, x, y, ... in percent of a
-# box, y downwards, joined by a smooth curve.
+# Each digit has skeletons, each skeleton strokes, each stroke points: x, y, x, y, ... in percent of a box, y downwards.
+# A smooth curve joins the points of a stroke.
 FONT = [
     [[[50,0, 22,14, 12,50, 22,86, 50,100, 78,86, 88,50, 78,14, 50,0]],
      [[64,6, 34,6, 14,42, 22,86, 52,100, 82,80, 86,36, 68,4, 46,2]]],
@@ -165,8 +166,7 @@ def draw(n, seed, colour=False):
         gap = between(random, 0.2, 0.75, n)
         up = np.where(random.random_sample(n) < 0.5, bright + gap < 1, bright - gap < 0)
         other = np.where(up, bright + gap, bright - gap)
-        ground = np.clip(bright[:, None] + 0.4 * hue[0], 0, 1).astype(np.float32)  # (n, 3)
-        front = np.clip(other[:, None] + 0.4 * hue[1], 0, 1).astype(np.float32)  # (n, 3)
+        ground, front = np.clip(np.stack([bright, other])[..., None] + 0.4 * hue, 0, 1).astype(np.float32)  # (n, 3)
         light = between(random, -0.25, 0.25, n, 2)
 
     images = np.empty((n, 3 if colour else 1, size, size), np.uint8)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from codebase.data.batches import binarise_once, one_hot
+from codebase.data.batches import one_hot
 from codebase.errors import InputError
 
 # The homework's 100 test images of MNIST, two classes in a line: positions among the images of each class, in file
@@ -50,7 +50,7 @@ def labelled_subset(data, n, seed):
     members = by_class(data.y_train, data.classes)
     each, rest = divmod(n, data.classes)
     if rest or n == 0:
-        raise InputError(f"--labels {n} is not a multiple of {data.classes}, the number of classes.")
+        raise InputError(f"--labels {n} is not a multiple of {data.classes}: each class needs the same number.")
     there, few = min((len(m), c) for c, m in enumerate(members))
     if there < each:
         raise InputError(f"--labels {n} takes {each:,} training images of each class, but class {few} has {there:,}.")
@@ -65,6 +65,12 @@ def labelled_subset(data, n, seed):
 def by_class(y, classes):
     """The indices of each class, in file order: a list of C arrays. y: (N,)."""
     return [np.flatnonzero(y.numpy() == c) for c in range(classes)]
+
+
+def binarise_once(x):
+    """The fixed binary version of grey test images, RandomState(0).binomial(1, x / 255). (N, X) uint8, as x is."""
+    grey = x.numpy().astype(np.float32) / np.float32(255)
+    return torch.from_numpy(np.random.RandomState(0).binomial(1, grey).astype(np.uint8))
 
 
 def binary_splits(data, device):
