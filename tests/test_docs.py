@@ -148,7 +148,7 @@ def test_the_vampprior_is_the_mixture_of_its_posteriors(extended):
     z, q = torch.randn(5, 3, dtype=torch.float64), Independent(Normal(m, v.sqrt()), 1)
     torch.testing.assert_close(model.log_prior(z), mixture.log_prob(z))
     torch.testing.assert_close(model.kl(z, m, v), q.log_prob(z) - mixture.log_prob(z))
-    torch.testing.assert_close(model.sample_z(200_000).mean(0), m.mean(0), atol=0.02, rtol=0)
+    torch.testing.assert_close(model.sample_z(5000).mean(0), m.mean(0), atol=0.06, rtol=0)
     loss, _ = model.loss(torch.bernoulli(torch.full((4, 784), 0.3, dtype=torch.float64)))
     loss.backward()
     assert model.u_pre.grad.abs().sum() > 0
@@ -177,7 +177,9 @@ def test_m2_is_of_real_vectors(extended):
     assert len(EXAMPLES["run_m1m2.py"].splitlines()) <= 80
 
 
-@pytest.mark.parametrize("name", ["vampvae", "betavae", "convvae"])
+@pytest.mark.parametrize(
+    "name", ["betavae", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vampvae", "convvae"))]
+)
 def test_examples_train_and_are_evaluated(example, name):
     small = ("--k", 7) if name == "vampvae" else ()
     out = example(f"run_{name}.py", "--replicates", 2, "--train", 2, "--iw_eval", "1,5", *small)
@@ -186,6 +188,7 @@ def test_examples_train_and_are_evaluated(example, name):
     assert "| test NELBO | " in out
 
 
+@pytest.mark.slow
 def test_m1_then_m2(example, extended):
     example("run_vae.py", "--z", 50)
     assert "Test set classification accuracy: " in example("run_m1m2.py", "--z", 3)
