@@ -123,7 +123,7 @@ def example(extended, digits):
             cwd=extended,
             capture_output=True,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(extended)},
+            env=os.environ | {"PYTHONPATH": str(extended), "OMP_NUM_THREADS": "1"},
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
