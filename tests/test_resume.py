@@ -1,16 +1,24 @@
 """A run that is there already: resumed, overwritten, left alone; a run that is stopped, by a signal or an error."""
 
+import contextlib
 import itertools
 import json
 import re
+import runpy
 import signal
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import STATES, contents, curves, same, saved, weights
+from conftest import ROOT, STATES, contents, curves, same, saved, weights
 
+from codebase import data
+from codebase.errors import InputError
 from codebase.models.vae import VAE
 from codebase.runs import pictures
+from codebase.runs.course import open_run, train_or_load
+from codebase.runs.flags import parse_flags
 
 
 def test_train_0_takes_the_newest_checkpoint_or_that_of_iter_max(vae):
@@ -219,3 +227,52 @@ def test_a_signal_in_the_last_step_is_obeyed(vae, handled, monkeypatch):
     assert code == 143
     assert "stopped after step 5, which is saved" in out
     assert "NELBO" not in out
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch, digits):
+    """main and flags of run_vae.py, as in a notebook: no script, no exit."""
+    monkeypatch.chdir(tmp_path)
+    script = runpy.run_path(str(ROOT / "run_vae.py"))
+    usual = ["--dataset", digits, "--batch_size", 50, "--z", 2, "--device", "cpu"]
+    return script["main"], lambda *more: parse_flags("", script["FLAGS"], [str(word) for word in (*usual, *more)])
+
+
+def test_a_notebook_can_train_the_same_run_again(notebook):
+    main, flags = notebook
+    main(flags("--iter_max", 3))
+    (path,) = Path("logs").glob("*/results.json")
+    assert json.loads(path.read_text())["complete"] is True
+    main(flags("--iter_max", 6, "--resume", 1))
+    record = json.loads(path.read_text())
+    assert (record["step"], record["complete"]) == (6, True)
+    with pytest.raises(InputError, match="holds a run already"):
+        main(flags())
+    main(flags("--train", 0, "--iw_eval", 2))
+    assert "iwae_2" in json.loads(path.read_text())["results"]["subset"]
+
+
+def test_in_one_block_a_second_training_needs_to_be_asked_for(notebook, digits):
+    """The run that is there is not overwritten; it is resumed if the flags say so."""
+    _, flags = notebook
+    images = data.load(digits)
+    batches = partial(data.binary_batches, images.x_train, 50, 0)
+    with open_run("vae", flags("--iter_max", 3), images) as run:
+        train_or_load(run, VAE(z_dim=2), batches, lambda writer, step: None)
+        with pytest.raises(InputError, match="holds a run already"):
+            train_or_load(run, VAE(z_dim=2), batches, lambda writer, step: None)
+        run.flags.resume, run.flags.iter_max = 1, 5
+        train_or_load(run, VAE(z_dim=2), batches, lambda writer, step: None)
+        assert run.record["step"] == 5
+
+
+def test_a_block_that_fails_leaves_a_run_that_is_not_complete_and_not_locked(notebook, digits):
+    _, flags = notebook
+    images = data.load(digits)
+    batches = partial(data.binary_batches, images.x_train, 50, 0)
+    with contextlib.suppress(ZeroDivisionError), open_run("vae", flags("--iter_max", 3), images) as run:
+        train_or_load(run, VAE(z_dim=2), batches, lambda writer, step: None)
+        raise ZeroDivisionError
+    assert "complete" not in json.loads((run.logs / "results.json").read_text())
+    with open_run("vae", flags("--resume", 1), images):
+        pass
