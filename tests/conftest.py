@@ -155,8 +155,9 @@ def vae(on_digits):
 
 @pytest.fixture
 def fsvae(script, colour_digits, monkeypatch):
-    """As `vae`, on small colour digits, a checkpoint every 10 steps, judged by a classifier of 10 steps."""
+    """As `vae`, on small colour digits, a checkpoint every 10 steps; a classifier of 10 steps judges 200 images."""
     monkeypatch.setattr(judge, "STEPS", 10)
+    monkeypatch.setattr(judge, "GENERATED", 20)
     usual = {"--dataset": colour_digits, "--iter_max": 30, "--iter_save": 10, "--batch_size": 50, "--device": "cpu"}
     return partial(with_usual, script, usual, "run_fsvae.py")
 

@@ -107,8 +107,9 @@ def test_small_grey_images_of_two_classes(run, images):
     assert "| **1** |" in out
 
 
-def test_many_classes(run, images):
+def test_many_classes(run, images, monkeypatch):
     """No table, and pictures of the first fifty, where there are more classes than can be looked at."""
+    monkeypatch.setattr(judge, "GENERATED", 2)
     out, record, logs = run("run_fsvae.py", images((3, 130), 60, n_train=120, n_test=60))
     assert "(60 classes: the table is in results.json)" in out
     assert np.shape(record["results"]["generated"]["confusion"]) == (60, 60)
