@@ -66,10 +66,9 @@ def by_name(configurations):
 
 
 def merged(old, new):
-    """The old configurations and the new ones, which replace old ones of the same name and step."""
-    names = by_name(new)
-    kept = [of for of in old if f"{of['configuration']} step={of['step']}" not in names]
-    return [*kept, *new]
+    """The old configurations and the new ones, which take the places of old ones of the same name and step."""
+    by_name(new)  # complains of two with the same name and step
+    return list({(of["configuration"], of["step"]): of for of in [*old, *new]}.values())
 
 
 RUNS = by_name(json.loads(STORED.read_text())["configurations"])

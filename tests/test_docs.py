@@ -84,7 +84,7 @@ def test_names_of_the_stored_runs():
     )
     named = FILL["by_name"]([second, first])
     assert named == {"a": second, "a step=2": first, "a step=10": second}
-    assert FILL["merged"]([first, second], [third]) == [second, third]
+    assert FILL["merged"]([first, second], [third]) == [third, second]
     with pytest.raises(SystemExit, match="several configurations are called a step=2"):
         FILL["by_name"]([first, third])
 
