@@ -29,7 +29,7 @@ FLAGS = [
     IW,
     Flag("iter_max", 1_000_000, whole(1), ITER_MAX, False),
     Flag("keep", 3, whole(0), "keep so many checkpoints, the newest ones, and that of the last step; 0: all", False),
-    precision_flag("highest"),  # "medium" is the default of the models for which docs/speed.md compares both
+    precision_flag("highest"),  # the smaller models have "medium", see docs/speed.md
 ]
 
 

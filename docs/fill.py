@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from codebase import evaluate  # noqa: E402
 from codebase.runs import tables  # noqa: E402
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,15 +67,12 @@ def by_name(configurations):
 
 
 def merged(old, new):
-    """The old configurations and the new ones, which replace old ones of the same name and step."""
-    names = by_name(new)
-    kept = [of for of in old if f"{of['configuration']} step={of['step']}" not in names]
-    return [*kept, *new]
+    """The old configurations and the new ones, which take the places of old ones of the same name and step."""
+    by_name(new)  # complains of two with the same name and step
+    return list({(of["configuration"], of["step"]): of for of in [*old, *new]}.values())
 
 
 RUNS = by_name(json.loads(STORED.read_text())["configurations"])
-EARLIER = json.loads((ROOT / "docs" / "results-earlier.json").read_text())["configurations"]
-RUNS |= {f"earlier:{name}": of for name, of in by_name(EARLIER).items()}
 
 
 def number(configuration, name):
@@ -105,6 +103,19 @@ def low_high(configuration, name, digits=2):
     """'89.82 to 94.81': the lowest and the highest run."""
     values = number(configuration, name)["values"]
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
+def bits(configuration, name, dimensions=3072):
+    """A number of the FSVAE in bits per dimension, of images of 32 × 32 values in three colours."""
+    nats = number(configuration, name)
+    of = evaluate.bits_per_dimension(evaluate.Estimate(nats["mean"], nats["se"], len(nats["values"])), dimensions)
+    return f"{of.mean:.4f} ± {of.se:.4f}"
+
+
+def rms_error(configuration, dimensions=3072, variance=0.1):
+    """The FSVAE's root mean squared error of a value, by its reconstruction term of the test images."""
+    constant = dimensions / 2 * math.log(2 * math.pi * variance)
+    return f"{math.sqrt((number(configuration, 'test rec')['mean'] - constant) * 2 * variance / dimensions):.3f}"
 
 
 def count(configuration):

@@ -84,9 +84,21 @@ def test_names_of_the_stored_runs():
     )
     named = FILL["by_name"]([second, first])
     assert named == {"a": second, "a step=2": first, "a step=10": second}
-    assert FILL["merged"]([first, second], [third]) == [second, third]
+    assert FILL["merged"]([first, second], [third]) == [third, second]
     with pytest.raises(SystemExit, match="several configurations are called a step=2"):
         FILL["by_name"]([first, third])
+
+
+def test_paired_runs(monkeypatch):
+    """Of the seeds that both have; the difference is that of each seed."""
+    for name, seeds, values in (("a", [0, 1, 2], [5, 1, 3]), ("b", [1, 2, 3], [2, 6, 9])):
+        run = {"configuration": name, "seeds": seeds, "results": {"test nelbo": {"values": values}}}
+        monkeypatch.setitem(FILL["RUNS"], name, run)
+    assert FILL["paired"]("a", "b").split("\n")[2:-2] == [
+        "| seeds 1, 2 | a | b | difference |",
+        "|---|---|---|---|",
+        "| test NELBO | 2.00 ± 1.00 | 4.00 ± 2.00 | 2.00 ± 1.00 |",
+    ]
 
 
 def test_links_lead_somewhere():
