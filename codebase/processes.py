@@ -32,14 +32,17 @@ def take_gpu():
 
 
 def share(function, n):
-    """[function(0), ..., function(n - 1)], texts. Each process takes the next number that no other one has taken."""
+    """[function(0), ..., function(n - 1)], texts; in other processes than the first one an empty list.
+
+    Each process takes the next number that no other one has taken.
+    """
     store = next(dist.rendezvous("env://"))[0] if started()[1] > 1 else dist.HashStore()
     # Processes that torchrun has started again (--max-restarts) share the numbers anew.
     store = dist.PrefixStore(f"share {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
     while (i := store.add("taken", 1) - 1) < n:
         store.set(f"result {i}", function(i))
-    results = [f"result {i}" for i in range(n)]
-    while not store.check(results):  # for the other processes
+    results = [f"result {i}" for i in range(n)] if started()[0] == 0 else []
+    while results and not store.check(results):  # until the other processes are done
         time.sleep(0.2)
     return [store.get(result).decode() for result in results]
 

@@ -87,4 +87,5 @@ def run_all(main, flags):
         main(flags_of[i])
         return str(flags_of[i].logs)
 
-    print(f"\n{tables.report(*tables.read(processes.share(replicate, flags.replicates)))}")
+    if logs := processes.share(replicate, flags.replicates):
+        print(f"\n{tables.report(*tables.read(logs))}")
