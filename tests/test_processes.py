@@ -161,7 +161,7 @@ def steps_after_a_failure():
 @pytest.mark.slow
 def test_a_step_that_one_process_cannot_compile_is_compiled_by_none(tmp_path):
     (how, weights), (how_too, weights_too) = together(tmp_path / "2", 2, steps_after_a_failure)
-    assert how == "the plain one, as the faster one fails (it fails in another process)"
+    assert how == "the plain one, because the faster one fails (it fails in another process)"
     assert how_too.startswith("the plain one")
     assert same(weights, weights_too)
 
