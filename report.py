@@ -1,9 +1,9 @@
 """Tables of the runs under logs/, in Markdown: for each model, mean ± standard error over the runs by configuration.
 
 Commands:
-    python report.py                     print them
-    python report.py --out FILE.md       and write them to a file
-    python report.py --json              as data, every run's numbers included
+    python report.py                     print the tables
+    python report.py --out FILE.md       also write them to a file
+    python report.py --json              print JSON instead, with the numbers of every run
 """
 
 import argparse
@@ -21,7 +21,7 @@ def fail(reason):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", metavar="FILE", help="write it to this file, too")
+    parser.add_argument("--out", metavar="FILE", help="also write the output to this file")
     parser.add_argument("--json", action="store_true", help="JSON instead of Markdown")
     flags = parser.parse_args()
     configurations, left_out = tables.read(Path("logs").glob("model=*_run=*"))

@@ -1,10 +1,10 @@
 """Train and evaluate the fully supervised VAE on SVHN: style and content (homework, bonus problem).
 
 Commands:
-    python run_fsvae.py                      train; Ctrl-C stops it, when the digits in samples.png are good enough
+    python run_fsvae.py                      train; stop it with Ctrl-C when the digits in samples.png are good enough
     python run_fsvae.py --resume 1           resume it
     python run_fsvae.py --train 0 --full 1   load the newest checkpoint, draw, report the negative IWAE bounds too
-    python run_fsvae.py --split train        on SVHN's 73,257 images for training instead of its 531,131 extra ones
+    python run_fsvae.py --split train        train on SVHN's 73,257 training images, not on its 531,131 extra ones
     tensorboard --logdir logs --samples_per_plugin images=100       the curves, and the pictures of every checkpoint
 """
 
@@ -24,18 +24,18 @@ from codebase.runs.results import report
 
 FLAGS = [
     Flag("z", 10, size, "dimension of the latent z"),
-    Flag("split", "extra", tuple(data.SVHN_SPLITS), "which of SVHN's images are the training images"),
+    Flag("split", "extra", tuple(data.SVHN_SPLITS), "SVHN's images to train on"),
     Flag("dataset", "auto", str, DATASET.format("svhn"), True, "data={}"),
     IW,
     Flag("iter_max", 1_000_000, whole(1), ITER_MAX, False),
-    Flag("keep", 3, whole(0), "keep so many checkpoints, the newest ones, and that of the last step; 0: all", False),
-    precision_flag("highest"),  # the smaller models have "medium", see docs/speed.md
+    Flag("keep", 3, whole(0), "keep this many newest checkpoints, and that of the last step; 0: keep all", False),
+    precision_flag("highest"),  # not compared with "medium" for this model (docs/speed.md)
 ]
 
 
 def main(flags):
     if flags.split != "extra" and flags.dataset not in ("auto", "svhn"):
-        raise InputError(f"--split {flags.split} is for SVHN: it does not go with --dataset {flags.dataset}.")
+        raise InputError(f"--split {flags.split} is for SVHN: it cannot be used with --dataset {flags.dataset}.")
     images = data.load(flags.dataset, flags.data_dir, "svhn", flags.split)
     data.require_labels(images)
     if images.name != "svhn":
@@ -58,8 +58,8 @@ def main(flags):
 
 
 def draw(run, model, x, y, writer, step):
-    """samples.png: twenty styles in every digit. reconstructions.png: for each class an image, its reconstruction, and
-    its style in every digit. Of many classes, the first pictures.CLASSES are shown."""
+    """samples.png: every digit in twenty styles. reconstructions.png: for each class an image, its reconstruction, and
+    every digit in its style. At most pictures.CLASSES classes are shown."""
     every_y = pictures.draw_styles(run, model, writer, step)  # (C, C)
     label = y.argmax(-1)
     shown = label.unique()[: pictures.CLASSES]

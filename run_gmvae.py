@@ -3,7 +3,7 @@
 Commands:
     python run_gmvae.py                      train 20,000 steps, then report the negative ELBO
     python run_gmvae.py --train 0            load the newest checkpoint, report the negative IWAE bounds too
-    python run_gmvae.py --k 50               with fifty components instead of 500
+    python run_gmvae.py --k 50               use 50 components instead of 500
     tensorboard --logdir logs                the curves and pictures
 """
 
@@ -21,7 +21,7 @@ from codebase.runs.results import report
 
 FLAGS = [
     Flag("z", 10, size, "dimension of the latent z", always=True),
-    Flag("k", 500, size, "components of the prior", always=True),
+    Flag("k", 500, size, "number of components of the prior", always=True),
     IW,
 ]
 

@@ -2,9 +2,9 @@
 
 Commands:
     python run_ssvae.py                      train 30,000 steps, then report the ELBO and the test accuracy
-    python run_ssvae.py --gw 0               the supervised baseline: the classifier alone, on the labelled images
+    python run_ssvae.py --gw 0               the supervised baseline: only the classifier, on the labelled images
     python run_ssvae.py --train 0            load the newest checkpoint, report the negative IWAE bounds too
-    python run_ssvae.py --labels 1000        with 1,000 labelled images, chosen by the seed
+    python run_ssvae.py --labels 1000        use 1,000 labelled images, chosen by the seed
     tensorboard --logdir logs                the curves and pictures
 """
 
@@ -25,16 +25,14 @@ FLAGS = [
     Flag("gw", 1, weight, "weight of the negative ELBO; 0: the supervised baseline", in_name="gw={:0>3}", always=True),
     Flag("cw", 100, weight, "weight of the classifier's cross-entropy", in_name="cw={:0>3}", always=True),
     Flag("z", 64, size, "dimension of the latent z"),
-    Flag(
-        "labels", None, size, "labelled images, as many of each class (default: ten of each; of MNIST the homework's)"
-    ),
+    Flag("labels", None, size, "labelled images, equally many per class (default: ten each; for MNIST the homework's)"),
     Flag("iter_max", 30000, whole(1), ITER_MAX, False),
 ]
 
 
 def main(flags):
     if flags.gw == flags.cw == 0:
-        raise InputError("--gw 0 --cw 0 leave nothing to train: give one of them a weight.")
+        raise InputError("--gw 0 --cw 0 leave nothing to train: one of them must be above 0.")
     images = data.load(flags.dataset, flags.data_dir)
     data.require_labels(images)
     labelled = data.labelled_subset(images, flags.labels or 10 * images.classes, flags.seed)
@@ -58,8 +56,8 @@ def main(flags):
 
 
 def draw(run, model, x_test, y_test, writer, step):
-    """samples.png: row = digit, column = style z. mistakes.png: row = true digit, column = predicted digit; the test
-    image of that kind that is mistaken with the most confidence, or black. TensorBoard gets the accuracy, too."""
+    """samples.png: row = digit, column = style z. mistakes.png: row = true digit, column = predicted digit; each
+    tile is the most confident such mistake on the test images, black if there is none. Also logs the test accuracy."""
     if model.gen_weight:
         pictures.draw_styles(run, model, writer, step)
     log_q = evaluate.classify(model, x_test)

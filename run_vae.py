@@ -3,8 +3,8 @@
 Commands:
     python run_vae.py                        train 20,000 steps, then report the negative ELBO
     python run_vae.py --train 0              load the newest checkpoint, report the negative IWAE bounds too
-    python run_vae.py --train 0 --full 1     the same, the bounds on the whole test set too
-    python run_vae.py --run 1                another run, with another seed
+    python run_vae.py --train 0 --full 1     the same, with the bounds on the whole test set too
+    python run_vae.py --run 1                train another run, with another seed
     tensorboard --logdir logs                the curves and pictures
 """
 

@@ -2,9 +2,9 @@
 
 
 class InputError(Exception):
-    """What the user gave (a flag, a file, a folder) cannot be used; the message is a sentence: why, and what to do.
+    """A flag, file or folder that the user gave cannot be used. The message is a sentence: why, and what to do.
 
-    Names and reasons in it may come from a damaged file: what a terminal would not print, but obey, is escaped.
+    Parts of it may come from a damaged file, so characters that a terminal could execute as commands are escaped.
     """
 
     def __init__(self, sentence):

@@ -210,7 +210,7 @@ def test_a_damaged_file_of_svhn_is_named_and_never_replaced(tmp_path, monkeypatc
     path = folder / "test_32x32.mat"
     path.write_bytes(damage(path.read_bytes()))
     before = path.read_bytes()
-    with pytest.raises(InputError, match=r"test_32x32.mat is not SVHN's file of that name, or damaged") as error:
+    with pytest.raises(InputError, match=r"test_32x32.mat is not SVHN's file of that name, or is damaged") as error:
         data.load(dataset, folder, "svhn", "train")
     assert not isinstance(error.value, data.DownloadError)
     assert path.read_bytes() == before

@@ -99,10 +99,10 @@ def test_labelled_images_that_are_not_as_many_of_each_class(digits, n, complaint
 def test_more_labelled_images_than_there_are(digits):
     mine = data.load(str(digits), "")
     y = torch.where(mine.y_train == 7, 8, mine.y_train)
-    with pytest.raises(InputError, match="takes 1 training images of each class, but class 7 has 0"):
+    with pytest.raises(InputError, match="needs 1 training images of each class, but class 7 has 0"):
         data.labelled_subset(mine._replace(y_train=y), 10, seed=0)
     assert len(data.labelled_subset(mine, 300, seed=0)) == 300
-    with pytest.raises(InputError, match="takes 31 training images of each class, but class 0 has 30"):
+    with pytest.raises(InputError, match="needs 31 training images of each class, but class 0 has 30"):
         data.labelled_subset(mine, 310, seed=0)
 
 

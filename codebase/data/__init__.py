@@ -1,12 +1,12 @@
 """Data sets by name, as uint8 tensors.
 
-mnist, svhn, npz and glyphs are the sources of images. subsets chooses the images that are evaluated and those whose
-labels an SSVAE sees. batches makes the endless batches for training. Scripts and notebooks use all of it as data.X.
+mnist, svhn, npz and glyphs are the sources of images. subsets chooses the images that are evaluated and the labelled
+images of an SSVAE. batches makes the endless batches for training. Scripts and notebooks use all names as data.<name>.
 
 Dimension letters: N images, B images of a batch, X pixels (channel first, flattened), C classes.
 """
 
-# ruff: noqa: F401 (what is imported here for data.X)
+# ruff: noqa: F401 (names imported here for use as data.<name>)
 
 from pathlib import Path
 from typing import NamedTuple
@@ -22,14 +22,14 @@ from codebase.data.svhn import SVHN_SPLITS
 from codebase.errors import InputError
 from codebase.utils import scaled
 
-GLYPHS_SEED = 236  # the glyphs are one data set: their seed is not the run's
+GLYPHS_SEED = 236  # a fixed data set: its seed does not depend on the run
 
 
 class Data(NamedTuple):
-    """A data set. Labels are used to choose subsets, and by the models that are conditioned on them."""
+    """A data set. Labels are used to choose subsets, and by models that condition on them."""
 
     name: str  # as in the run name: mnist, svhn, glyphs, or an .npz file's name with a checksum of its contents
-    origin: str  # where it came from, in words
+    origin: str  # where the data come from, for messages
     shape: tuple  # of one image, (channels, height, width)
     classes: int  # C; 0 without labels
     x_train: torch.Tensor  # (N, X) uint8
@@ -43,7 +43,7 @@ class Data(NamedTuple):
         return self.x_train.shape[1]
 
     def about(self):
-        """What results.json says of it."""
+        """The description of the data set in results.json."""
         about = {"name": self.name, "origin": self.origin, "shape": self.shape, "classes": self.classes}
         return about | {"train": len(self.x_train), "test": len(self.x_test)}
 
@@ -53,7 +53,7 @@ def load(dataset, data_dir="data", auto="mnist", split="extra"):
 
     dataset: 'mnist' or 'svhn' (from data_dir; what is missing there is downloaded to it), 'glyphs' (the built-in
     digits, grey, or in colour if auto is 'svhn'), the path of an .npz file, or 'auto': the data set that `auto` names,
-    or the glyphs if it cannot be had, with a loud message. split: SVHN's training images: 'extra', 'train', or
+    or the glyphs, with a warning, if it cannot be downloaded. split: SVHN's training images: 'extra', 'train', or
     'train+extra'. Raises InputError.
     """
     dataset, folder, colour = str(dataset), Path(data_dir), auto == "svhn"
@@ -62,10 +62,10 @@ def load(dataset, data_dir="data", auto="mnist", split="extra"):
     if dataset == "glyphs":
         return draw_glyphs(colour)
     if dataset not in ("auto", "mnist", "svhn"):
-        raise InputError(f"--dataset {dataset}: the choices are auto, mnist, svhn, glyphs, and a path of an .npz file.")
+        raise InputError(f"--dataset {dataset}: the choices are auto, mnist, svhn, glyphs, or a path of an .npz file.")
     name = auto if dataset == "auto" else dataset
     try:
-        with processes.first_one_first():  # which downloads what is missing
+        with processes.first_one_first():  # the first process downloads missing files
             return Data(*(mnist.read(folder) if name == "mnist" else svhn.read(folder, split)))
     except DownloadError as error:
         if dataset != "auto":
@@ -84,7 +84,7 @@ def draw_glyphs(colour):
 
 
 def require_labels(data):
-    """Raises InputError if the data set has no labels, or all are the same."""
+    """Raises InputError if the data set has no labels, or only one class."""
     if data.classes < 2:
         why = "has labels of one class only" if data.classes else "has no labels (y_train, y_test)"
-        raise InputError(f"{data.origin} {why}; this model needs those of two classes or more.")
+        raise InputError(f"{data.origin} {why}; this model needs labels of at least two classes.")

@@ -10,16 +10,16 @@ from codebase.utils import scaled
 
 
 def binarise(x):
-    """A fresh binary version of grey images, x' ~ Bern(x / 255) exactly. x: uint8. Returns float32 in {0, 1}."""
+    """A random binarisation of grey images, exactly Bern(x / 255). x: uint8. Returns float32 in {0, 1}."""
     return (x > torch.randint_like(x, 255)).float()  # randint: 0 to 254
 
 
 def batches(tensors, batch_size, seed, start=0):
     """Endless batches of shuffled rows: tuples of (batch_size, ...), one from each of the tensors (of equal length N).
 
-    The order of every epoch is new, and follows from (seed, epoch) alone; its last N mod batch_size rows are left out.
-    So the batches from step `start` on are those that an uninterrupted run sees there. If batch_size = N, the rows stay
-    in their order. Raises InputError if batch_size > N.
+    Every epoch has a new order, a function of (seed, epoch) only; its last N mod batch_size rows are left out. So a run
+    that is resumed at step `start` gets the batches of an uninterrupted run. If batch_size = N, the rows are not
+    shuffled. Raises InputError if batch_size > N.
     """
     n, device = len(tensors[0]), tensors[0].device
     if batch_size > n:
@@ -56,7 +56,7 @@ def semi_supervised_batches(x, x_labelled, y_labelled, batch_size, seed, start=0
     """Endless batches (x, x_labelled, y_labelled), all images freshly binarised, otherwise as `batches`.
 
     x: (N, X) uint8, all images; x_labelled: (L, X) uint8; y_labelled: (L, C), one-hot rows. Yields (B, X), (B', X) and
-    (B', C); B' = L, the labelled images of every step, or B where there are more than that.
+    (B', C); B' = min(L, B): if L <= B, every batch has all labelled images.
     """
     unlabelled = batches((x,), batch_size, seed, start)
     labelled = batches((x_labelled, y_labelled), min(batch_size, len(x_labelled)), seed, start)
@@ -65,5 +65,5 @@ def semi_supervised_batches(x, x_labelled, y_labelled, batch_size, seed, start=0
 
 
 def one_hot(y, classes):
-    """Labels (N,) int64 as rows (N, C), float32."""
+    """Labels (N,) int64 as one-hot rows (N, C), float32."""
     return torch.nn.functional.one_hot(y, classes).float()

@@ -1,4 +1,4 @@
-"""What MNIST and SVHN share: a download by torchvision, or a message that says which files to put where."""
+"""Downloads of MNIST and SVHN by torchvision. If one fails, the error says which files to put where."""
 
 import contextlib
 import io
@@ -6,7 +6,7 @@ import socket
 
 from codebase.errors import InputError
 
-PATIENCE = 20  # seconds; a server that is silent for longer is given up
+PATIENCE = 20  # seconds without an answer of the server, after which a download fails
 
 
 class DownloadError(InputError):
@@ -15,19 +15,19 @@ class DownloadError(InputError):
 
 @contextlib.contextmanager
 def downloading(what, files):
-    """Inside: torchvision downloads files that are missing.
+    """In the block: torchvision downloads files that are missing.
 
     what: the data set's name for the messages; files: the paths of the missing files, all in one folder. If anything
-    fails, none of the files is left there, and DownloadError says which files to put where.
+    fails, these files are deleted, and DownloadError says which files to put where.
     """
     folder, done, before = files[0].parent, False, socket.getdefaulttimeout()
     print(f"downloading  {what} to {folder}", flush=True)
     try:
         socket.setdefaulttimeout(PATIENCE)
-        with contextlib.redirect_stdout(io.StringIO()):  # torchvision's list of servers that failed
+        with contextlib.redirect_stdout(io.StringIO()):  # hides torchvision's list of failed servers
             yield
         done = True
-    except Exception as error:  # of the network, the server, or the disk: a dozen kinds
+    except Exception as error:  # of the network, the server, or the disk: many types
         reason = " ".join(str(error).split()) or type(error).__name__
         put = f"Put its files ({', '.join(path.name for path in files)}) into {folder}"
         line = f"{what} could not be downloaded ({reason}). {put}, or say where they are with --data_dir."
@@ -36,4 +36,4 @@ def downloading(what, files):
         socket.setdefaulttimeout(before)
         for path in files:
             if not done and path.is_file():
-                path.unlink()  # half of it
+                path.unlink()  # incomplete

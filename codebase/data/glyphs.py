@@ -1,12 +1,13 @@
-"""The built-in digits: images like handwriting, in the shapes of MNIST and SVHN, drawn from a seed, without a download.
+"""The built-in digits: images like handwriting, in the shapes of MNIST and SVHN, made from a seed without a download.
 
-A font gives each digit a few skeletons of strokes. A table holds the distances of points to each one. For each pixel
-of an image the distance is looked up there, after the image's own pose (size, proportions, slant, rotation, place) and
-elastic deformation (a cubic B-spline of random displacements). There is ink if it is below half of the stroke's width.
+A font gives each digit a few skeletons, made of strokes. A table holds the distances from a grid of points to each
+skeleton. A pixel is mapped into this table by the image's random pose (size, proportions, slant, rotation, place) and
+elastic deformation (a cubic B-spline of random displacements). It has ink if its distance there is below half of the
+stroke's width.
 
 The same seed gives the same bytes on every machine. The random numbers are those of numpy's RandomState, which never
-changes. The arithmetic is addition, multiplication, division and square root of single numbers, which IEEE 754 fixes to
-the last bit; the last bits of exp, sin and matrix products differ between machines, so there are none.
+changes. The only operations are elementwise addition, multiplication, division and square root, whose results IEEE 754
+defines to the last bit. exp, sin and matrix products are avoided: their last bits differ between machines.
 """
 
 import os
@@ -15,8 +16,8 @@ from itertools import pairwise
 
 import numpy as np
 
-# Each digit has skeletons, each skeleton strokes, each stroke points: x, y, x, y, ... in percent of a box, y downwards.
-# A smooth curve joins the points of a stroke.
+# For each digit a list of skeletons; a skeleton is a list of strokes; a stroke is a list of points x, y, x, y, ... in
+# percent of a box, y downwards. A smooth curve joins the points of a stroke.
 FONT = [
     [[[50,0, 22,14, 12,50, 22,86, 50,100, 78,86, 88,50, 78,14, 50,0]],
      [[64,6, 34,6, 14,42, 22,86, 52,100, 82,80, 86,36, 68,4, 46,2]]],
@@ -40,25 +41,26 @@ FONT = [
 ]  # fmt: skip
 
 COUNT = np.array([len(skeletons) for skeletons in FONT])  # skeletons of each digit
-FIRST = np.cumsum(COUNT) - COUNT  # and the number of the first of them
+FIRST = np.cumsum(COUNT) - COUNT  # index of the first skeleton of each digit
 
 CELLS = 128  # the table of distances: CELLS x CELLS over the square from -0.5 to 1.5 boxes
 KNOTS = 6  # control points of the deformation, in each direction
 CHUNK = 512  # images drawn at a time, so that the temporary arrays stay in the processor's cache
 
-# Ranges of the random numbers: height (pixels), width / height, slant, turn (tangent of half the angle), place x and y
-# (pixels), half width of the stroke (pixels; in colour: / height), softness of its edge and deformation (pixels).
+# Ranges of the random numbers: height (pixels), width / height, slant, turn (tangent of half the rotation angle), place
+# x and y (pixels), half width of the stroke (pixels; in colour: relative to the height), softness of its edge (pixels)
+# and deformation (pixels).
 GREY = ((14, 22), (0.5, 1.15), (-0.35, 0.65), (-0.18, 0.18), (-2.5, 2.5), (-2.5, 2.5), (0.5, 2.0), (0.9, 1.6), (-7, 7))
 COLOUR = ((14, 30), (0.45, 0.95), (-0.15, 0.35), (-0.12, 0.12), (-3, 3), (-3, 3), (0.03, 0.12), (0.8, 3.5), (-2, 2))
 
 
 def curve(points, steps=8):
-    """The smooth curve (Catmull-Rom spline) through a stroke's points, `steps` steps between two. Returns (S, 2)."""
+    """A smooth curve (Catmull-Rom spline) through a stroke's points, `steps` segments between two. Returns (S, 2)."""
     p = np.reshape(points, (-1, 2)) / 100
     closed = (p[0] == p[-1]).all()
     p = np.concatenate([2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])
     if closed:
-        p[0], p[-1] = p[-3], p[2]  # it goes on smoothly where it closes
+        p[0], p[-1] = p[-3], p[2]  # smooth where the curve closes
     t = np.arange(steps)[:, None] / steps
     spans = [
         0.5 * (2 * b + t * (c - a) + t * t * (2 * a - 5 * b + 4 * c - d) + t * t * t * (3 * b - a - 3 * c + d))
@@ -96,8 +98,9 @@ def spline_weights(size, knots):
 def ink(tables, size, skeleton, pose, bend):
     """How much ink each pixel has, in [0, 1]. Returns (n, size, size) float32.
 
-    tables: (S * CELLS * CELLS,) distances; skeleton: (n,), which of the S; pose: (n, 8) float32, the columns named
-    below, as in GREY but with width and half width in pixels; bend: (n, 2, knots, knots) displacements in pixels.
+    tables: (S * CELLS * CELLS,) distances to S skeletons; skeleton: (n,), indices 0 to S - 1; pose: (n, 8) float32, the
+    columns named below, as in GREY but with width and half width in pixels; bend: (n, 2, knots, knots) displacements in
+    pixels.
     """
     height, width, slant, turn, place_x, place_y, half_width, softness = pose.T[:, :, None, None]
 
@@ -116,7 +119,7 @@ def ink(tables, size, skeleton, pose, bend):
     u = np.clip(((across + slant * down) / width + half + half) * scale, 0, last)
     v = np.clip((down / height + half + half) * scale, 0, last)
 
-    # The distance there, interpolated between the four nodes around.
+    # The distance at (u, v), interpolated between the four nearest nodes of the table.
     column, row = u.astype(np.int32), v.astype(np.int32)
     u -= column
     v -= row
@@ -134,10 +137,10 @@ def between(random, low, high, *shape):
 
 
 def draw(n, seed, colour=False):
-    """n digits and their labels, a function of (n, seed, colour) alone.
+    """n digits and their labels, a function of (n, seed, colour) only.
 
     Returns images, uint8, and labels 0 to 9, int64, (n,). Images are white on black, (n, 1, 28, 28), or with colour
-    (n, 3, 32, 32): digits on a ground of another colour, parts of other digits at the edges, as in house numbers.
+    (n, 3, 32, 32): digits on a background of another colour, parts of other digits at the edges, as in house numbers.
     """
     random = np.random.RandomState(seed)
     size, (*ranges, bends) = (32, COLOUR) if colour else (28, GREY)
@@ -151,7 +154,7 @@ def draw(n, seed, colour=False):
     bend = between(random, *bends, n, 2, KNOTS, KNOTS)
 
     if colour:
-        # Half of the images get a neighbour on the left, and half on the right: another digit in the same hand.
+        # Half of the images get a neighbour on the left, and half on the right: another digit in the same style.
         beside = []
         for side in (-1, 1):
             shifted = pose.copy()
@@ -160,7 +163,7 @@ def draw(n, seed, colour=False):
             other = (random.random_sample(n) * sum(COUNT)).astype(np.int64)
             beside.append((shifted, other, random.random_sample(n) < 0.5))
 
-        # Ground and digit: two colours whose brightness differs by about a fifth or more, under a slanting light.
+        # Background and digit: two colours whose brightness differs by about a fifth or more, with a gradient of light.
         hue = random.random_sample((2, n, 3)) * 0.5 - 0.25
         bright = between(random, 0.05, 0.95, n)
         gap = between(random, 0.2, 0.75, n)

@@ -18,11 +18,11 @@ MNIST_FILES = {  # name: SHA-256 of the unpacked file
 
 
 def read(data_dir):
-    """The fields of Data. Missing files are downloaded. Raises DownloadError, and InputError for other files."""
+    """The fields of Data. Missing files are downloaded. Raises DownloadError, and InputError for wrong files."""
     raw = data_dir / "MNIST" / "raw"
     missing = [raw / f"{name}.gz" for name in MNIST_FILES if not find(raw / name)]
     if missing:
-        from torchvision.datasets import MNIST  # here, because importing it takes a second
+        from torchvision.datasets import MNIST  # imported here, because it takes a second
 
         with downloading("MNIST", missing):
             MNIST(data_dir, download=True)
@@ -30,7 +30,7 @@ def read(data_dir):
 
 
 def find(path):
-    """The path of that file, or of that file gzipped; None if there is neither."""
+    """The path of the file, plain or gzipped; None if neither exists."""
     return next((each for each in (path, path.with_name(f"{path.name}.gz")) if each.is_file()), None)
 
 
@@ -41,10 +41,10 @@ def read_file(path):
         with gzip.open(there) if there.suffix == ".gz" else open(there, "rb") as file:
             content += file.read()
     except (gzip.BadGzipFile, EOFError, zlib.error):
-        content.clear()  # so that its checksum is wrong
+        content.clear()  # makes the checksum wrong
     if hashlib.sha256(content).hexdigest() != MNIST_FILES[path.name]:
         raise InputError(
-            f"{there} is not MNIST's file of that name, or damaged: delete it to have it downloaded again. "
+            f"{there} is not MNIST's file of that name, or is damaged: delete it to download it again. "
             "Images of your own can be used with --dataset FILE.npz."
         )
     if "labels" in path.name:

@@ -21,7 +21,7 @@ def read(path):
         with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
             kinds = "xy" if "y_train" in file or "y_test" in file else "x"
             arrays = {name: file[name] for kind in kinds for name in (f"{kind}_train", f"{kind}_test")}
-    except Exception as error:  # an array is missing, or the file is damaged: numpy and zipfile raise a dozen kinds
+    except Exception as error:  # a missing array or a damaged file: numpy and zipfile raise many types
         what = "of plain arrays x_train, x_test and, if there are labels, y_train, y_test"
         raise InputError(
             f"{path} is not a readable .npz file {what} ({str(error) or type(error).__name__})."
@@ -46,7 +46,7 @@ def read(path):
                 raise InputError(f"{must} labels from 0 to at most 999; its labels are from {y.min()} to {y.max()}.")
             checksum = zlib.crc32(y.astype(np.uint8), checksum)
             classes = max(classes, int(y.max()) + 1)
-            y = torch.from_numpy(y.astype(np.int64))  # in the machine's order of bytes
+            y = torch.from_numpy(y.astype(np.int64))  # in native byte order
         tensors += [torch.from_numpy(x).flatten(1), y]
     if shapes[0] != shapes[1]:
         raise InputError(f"{path}: x_train and x_test must hold images of the same size and number of channels.")

@@ -1,4 +1,4 @@
-"""The images that bounds are evaluated on, and those whose labels an SSVAE sees; those of MNIST are the homework's."""
+"""The images that bounds are evaluated on, and the labelled images of an SSVAE; for MNIST those of the homework."""
 
 import numpy as np
 import torch
@@ -6,8 +6,8 @@ import torch
 from codebase.data.batches import one_hot
 from codebase.errors import InputError
 
-# The homework's 100 test images of MNIST, two classes in a line: positions among the images of each class, in file
-# order. One of them is there twice (class 5, 128); it stays, because the published numbers have it.
+# The homework's 100 test images of MNIST, two classes per line: positions among the images of the class, in file order.
+# One of them occurs twice (class 5, 128), as in the published numbers.
 MNIST_TEST_SUBSET = [
     [684,559,629,192,835,763,707,359,9,723], [277,599,1094,600,314,705,551,87,174,849],
     [537,845,72,777,115,976,755,448,850,99], [984,177,755,797,659,147,910,423,288,961],
@@ -16,7 +16,7 @@ MNIST_TEST_SUBSET = [
     [203,324,774,964,47,639,131,972,868,180], [1000,846,143,660,227,954,791,719,909,373],
 ]  # fmt: skip
 
-# Likewise the 100 training images of MNIST whose labels the SSVAE sees; one is there twice (class 4, 2176).
+# In the same format the homework's 100 labelled training images of MNIST; one occurs twice (class 4, 2176).
 MNIST_LABELLED = [
     [2732,2607,1653,3264,4931,4859,5827,1033,4373,5874], [5924,3468,6458,705,2599,2135,2222,2897,1701,537],
     [2893,2163,5072,4851,2046,1871,2496,99,2008,755], [797,659,3219,423,3337,2745,4735,544,714,2292],
@@ -27,10 +27,10 @@ MNIST_LABELLED = [
 
 
 def test_subset(data):
-    """Indices of the test images that the bounds are reported on, about 100, or fewer if there are fewer. (n,).
+    """Indices (n,) of the test images on which bounds are reported: about 100, fewer if there are fewer.
 
     MNIST: the homework's, in its order. Other data: 100 // C of each class, at least one, always the same ones
-    (RandomState(0)); without labels 100 of all.
+    (RandomState(0)); without labels, 100 of all images.
     """
     members = by_class(data.y_test, data.classes) if data.classes else [np.arange(len(data.x_test))]
     if data.name == "mnist":
@@ -42,18 +42,18 @@ def test_subset(data):
 
 
 def labelled_subset(data, n, seed):
-    """Indices of the n training images whose labels are seen, the same number of each class, class by class. (n,).
+    """Indices (n,) of the labelled training images, the same number of each class, class by class.
 
-    100 of MNIST are the homework's, in its order; others are chosen by the seed. Raises InputError if n is not a
-    multiple of the number of classes, or if a class has too few images.
+    For MNIST and n = 100 the homework's, in its order; otherwise they are chosen by the seed. Raises InputError
+    if n is not a multiple of the number of classes, or if a class has too few images.
     """
     members = by_class(data.y_train, data.classes)
     each, rest = divmod(n, data.classes)
     if rest or n == 0:
-        raise InputError(f"--labels {n} is not a multiple of {data.classes}: each class needs the same number.")
+        raise InputError(f"--labels {n} is not a multiple of {data.classes}, the number of classes.")
     there, few = min((len(m), c) for c, m in enumerate(members))
     if there < each:
-        raise InputError(f"--labels {n} takes {each:,} training images of each class, but class {few} has {there:,}.")
+        raise InputError(f"--labels {n} needs {each:,} training images of each class, but class {few} has {there:,}.")
     if data.name == "mnist" and n == 100:
         chosen = [m[rows] for m, rows in zip(members, MNIST_LABELLED, strict=True)]
     else:
@@ -68,7 +68,7 @@ def by_class(y, classes):
 
 
 def binarise_once(x):
-    """The fixed binary version of grey test images, RandomState(0).binomial(1, x / 255). (N, X) uint8, as x is."""
+    """The fixed binary version of grey test images, RandomState(0).binomial(1, x / 255). x, result: (N, X) uint8."""
     grey = x.numpy().astype(np.float32) / np.float32(255)
     return torch.from_numpy(np.random.RandomState(0).binomial(1, grey).astype(np.uint8))
 
@@ -83,12 +83,12 @@ def binary_splits(data, device):
 
 
 def labelled_splits(data, device):
-    """The same with labels: {'subset': (x, y), 'test': (x, y), 'train': (x, y)}, x uint8, y one-hot rows."""
+    """The same with labels, not binarised: {'subset': (x, y), 'test': (x, y), 'train': (x, y)}, x uint8, y one-hot."""
     x, y = evaluated(data, data.x_train, data.x_test), evaluated(data, data.y_train, data.y_test)
     return {name: (x[name].to(device), one_hot(y[name], data.classes).to(device)) for name in x}
 
 
 def evaluated(data, train, test):
-    """The rows of each split, of images or of labels."""
+    """The images, or the labels, of each split."""
     subset = test_subset(data)
     return {"subset": test[subset], "test": test, "train": train[: len(subset)]}

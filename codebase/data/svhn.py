@@ -7,7 +7,7 @@ from codebase.data.download import downloading
 from codebase.errors import InputError
 
 SVHN_SPLITS = {"extra": ["extra"], "train": ["train"], "train+extra": ["train", "extra"]}
-ROWS = 4096  # images that are turned at a time, so that there is no second copy of all
+ROWS = 4096  # images that are transposed at a time, so that there is no second copy of all
 
 
 def read(data_dir, split):
@@ -15,7 +15,7 @@ def read(data_dir, split):
 
     Raises InputError for a file that is not SVHN's, and DownloadError.
     """
-    from torchvision.datasets import SVHN, utils  # here, because importing it takes a second
+    from torchvision.datasets import SVHN, utils  # imported here, because it takes a second
 
     files = {part: data_dir / f"{part}_32x32.mat" for part in (*SVHN_SPLITS[split], "test")}
     missing = {part: path for part, path in files.items() if not path.is_file()}
@@ -34,13 +34,13 @@ def read_file(path):
 
     The file holds X, (32, 32, 3, N) uint8: row, column, channel, image; and y, (N, 1), with 10 for the digit 0.
     """
-    import scipy.io  # here, because only SVHN needs it
+    import scipy.io  # imported here, because only SVHN needs it
     from torchvision.datasets import SVHN, utils
 
     if not utils.check_md5(path, SVHN.split_list[path.name.split("_")[0]][2]):
-        raise InputError(f"{path} is not SVHN's file of that name, or damaged: delete it to have it downloaded again.")
+        raise InputError(f"{path} is not SVHN's file of that name, or is damaged: delete it to download it again.")
     content = scipy.io.loadmat(path, variable_names=["X", "y"])
-    x = np.require(content.pop("X"), np.uint8, ["F", "W"]).T  # (N, 3, column, row), in the order of memory
+    x = np.require(content.pop("X"), np.uint8, ["F", "W"]).T  # (N, 3, column, row), C-contiguous
     for i in range(0, len(x), ROWS):
         x[i : i + ROWS] = x[i : i + ROWS].swapaxes(2, 3).copy()  # (N, 3, row, column)
     y = content["y"].ravel().astype(np.int64) % 10
