@@ -101,7 +101,7 @@ def test_complaints_of_a_scripts_own_flags(capsys, script, args, complaint):
         ("run_vae.py", ("--dataset", "absent.npz"), "absent.npz does not exist"),
         ("run_vae.py", ("--dataset", "cifar"), "--dataset cifar: the choices are"),
         ("run_ssvae.py", ("--gw", 0, "--cw", 0), "--gw 0 --cw 0 leave nothing to train"),
-        ("run_ssvae.py", ("--labels", 15), "--labels 15 is not a multiple of 10: each class"),
+        ("run_ssvae.py", ("--labels", 15), "--labels 15 is not a multiple of 10"),
         ("run_ssvae.py", ("--labels", 310), "but class 0 has 30"),
         ("run_ssvae.py", ("--batch_size", 301), "--batch_size 301 is more than the 300 training images"),
         ("run_fsvae.py", ("--split", "train"), "--split train is for SVHN: it cannot be used with --dat"),
