@@ -8,6 +8,7 @@ from conftest import ROOT, ConditionalLinearGaussian, LabelledLinearGaussian, Li
 from torch.distributions import Normal
 
 from codebase import evaluate, matmul_precision
+from codebase.errors import NonFiniteError
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
@@ -19,6 +20,12 @@ def test_over_images():
     assert estimate.mean == pytest.approx(3)
     assert estimate.se == pytest.approx((7 / 3) ** 0.5)  # variance (4 + 1 + 9) / 2 = 7
     assert estimate.n == 3
+
+
+@pytest.mark.parametrize("bad", ["inf", "nan"])
+def test_one_image_whose_bound_is_not_finite_is_an_error(bad):
+    with pytest.raises(NonFiniteError, match="not finite for 1 of 3 images"):
+        evaluate.over_images(torch.tensor([1.0, float(bad), 6.0]))
 
 
 def test_elbo_is_unbiased_and_adds_up():
@@ -201,6 +208,7 @@ def test_peak_memory_of_evaluating(tmp_path, digits):
 def test_while_evaluating():
     """No gradients, evaluation mode, float32 accuracy; afterwards as before, also after an error."""
     model = VAE().train()
+    random = torch.get_rng_state()
     torch.set_float32_matmul_precision("high")
     try:
         with contextlib.suppress(ZeroDivisionError), evaluate.evaluating(model):
@@ -215,6 +223,7 @@ def test_while_evaluating():
         assert model.training
         assert torch.is_grad_enabled()
         assert torch.get_float32_matmul_precision() == "high"
+        assert torch.get_rng_state().equal(random)
     finally:
         torch.set_float32_matmul_precision("highest")
 
