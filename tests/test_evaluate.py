@@ -39,6 +39,20 @@ def test_elbo_is_unbiased_and_adds_up():
     assert terms["kl"].se == pytest.approx(model.kl(None, *model.posterior(x)).std().item() / 6000**0.5)
 
 
+def test_elbo_averages_ten_draws_of_each_image():
+    """2,000 copies of one image differ by the draws alone, whose variance is a tenth of that of one draw."""
+    model = LinearGaussian()
+    x = model.draw(1).expand(2000, -1)
+    one = model.elbo_terms(x)["rec"].std().item()
+    assert evaluate.elbo(model, (x,))["rec"].se * 2000**0.5 == pytest.approx(one / 10**0.5, rel=0.2)
+
+
+def test_every_chunk_has_random_numbers_of_its_own():
+    with evaluate.evaluating(VAE()):
+        noise = evaluate.each_chunk(lambda x: {"noise": torch.randn(len(x))}, (torch.zeros(30, 1),), 10)["noise"]
+    assert len(noise.unique()) == 30
+
+
 def test_iwae_is_exact_at_the_true_posterior():
     """Whatever the chunks of images and samples: 250 images make chunks of 100, 100, 50; 77 samples of 20 or 40."""
     model = LinearGaussian()
