@@ -115,6 +115,8 @@ def test_more_labelled_images_than_a_batch_come_in_shuffled_epochs():
     seen = take(data.semi_supervised_batches(x, x[:30], torch.eye(30), 10, seed=0), 3)
     assert all(len(batch[1]) == 10 for batch in seen)
     assert sorted(i for batch in seen for i in decoded(batch[1])) == list(range(30))
+    resumed = next(data.semi_supervised_batches(x, x[:30], torch.eye(30), 10, seed=0, start=2))
+    assert all(a.equal(b) for a, b in zip(resumed, seen[2], strict=True))
 
 
 def test_a_semi_supervised_batch_larger_than_the_data_is_refused_at_once():

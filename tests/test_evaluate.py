@@ -8,6 +8,7 @@ from conftest import ROOT, ConditionalLinearGaussian, LabelledLinearGaussian, Li
 from torch.distributions import Normal
 
 from codebase import evaluate, matmul_precision
+from codebase.errors import NonFiniteError
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
@@ -21,6 +22,12 @@ def test_over_images():
     assert estimate.n == 3
 
 
+@pytest.mark.parametrize("bad", ["inf", "nan"])
+def test_one_image_whose_bound_is_not_finite_is_an_error(bad):
+    with pytest.raises(NonFiniteError, match="not finite for 1 of 3 images"):
+        evaluate.over_images(torch.tensor([1.0, float(bad), 6.0]))
+
+
 def test_elbo_is_unbiased_and_adds_up():
     model = LinearGaussian(shift=0.1, widen=1.5)
     x = model.draw(6000)  # more than a chunk
@@ -30,6 +37,20 @@ def test_elbo_is_unbiased_and_adds_up():
     assert abs(terms["nelbo"].mean - draws.mean().item()) < 4 * draws.std().item() / 10**0.5
     assert terms["nelbo"].n == 6000
     assert terms["kl"].se == pytest.approx(model.kl(None, *model.posterior(x)).std().item() / 6000**0.5)
+
+
+def test_elbo_averages_ten_draws_of_each_image():
+    """2,000 copies of one image differ by the draws alone, whose variance is a tenth of that of one draw."""
+    model = LinearGaussian()
+    x = model.draw(1).expand(2000, -1)
+    one = model.elbo_terms(x)["rec"].std().item()
+    assert evaluate.elbo(model, (x,))["rec"].se * 2000**0.5 == pytest.approx(one / 10**0.5, rel=0.2)
+
+
+def test_every_chunk_has_random_numbers_of_its_own():
+    with evaluate.evaluating(VAE()):
+        noise = evaluate.each_chunk(lambda x: {"noise": torch.randn(len(x))}, (torch.zeros(30, 1),), 10)["noise"]
+    assert len(noise.unique()) == 30
 
 
 def test_iwae_is_exact_at_the_true_posterior():
@@ -201,6 +222,7 @@ def test_peak_memory_of_evaluating(tmp_path, digits):
 def test_while_evaluating():
     """No gradients, evaluation mode, float32 accuracy; afterwards as before, also after an error."""
     model = VAE().train()
+    random = torch.get_rng_state()
     torch.set_float32_matmul_precision("high")
     try:
         with contextlib.suppress(ZeroDivisionError), evaluate.evaluating(model):
@@ -215,6 +237,7 @@ def test_while_evaluating():
         assert model.training
         assert torch.is_grad_enabled()
         assert torch.get_float32_matmul_precision() == "high"
+        assert torch.get_rng_state().equal(random)
     finally:
         torch.set_float32_matmul_precision("highest")
 

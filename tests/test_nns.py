@@ -35,6 +35,17 @@ def test_under_autocast_factors_are_rounded_to_bfloat16_and_nothing_else():
     assert not rounded.equal(net(x))
 
 
+def test_under_autocast_the_parts_of_x_and_of_y_are_added_in_float32():
+    """256 and 1 are bfloat16 numbers, their sum is not."""
+    net = MLP(2, 1, 1)
+    torch.nn.init.ones_(net.net[0].weight), torch.nn.init.zeros_(net.net[0].bias)
+    sums = []
+    net.net[1].register_forward_pre_hook(lambda module, inputs: sums.append(inputs[0].item()))
+    with torch.autocast("cpu", torch.bfloat16), matmul_precision.float32_outputs(net):
+        net(torch.full((1, 1), 256.0), torch.ones(1, 1, 1))
+    assert sums == [257]
+
+
 def test_convolutions_of_ones_own_return_float32_too_and_are_left_as_they_were():
     """Every layer of any network, and what is between them; after the training the network has no hooks."""
     net = nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ELU(), nn.Flatten())

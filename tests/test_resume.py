@@ -16,7 +16,7 @@ from conftest import ROOT, STATES, contents, curves, same, saved, weights
 from codebase import data
 from codebase.errors import InputError
 from codebase.models.vae import VAE
-from codebase.runs import pictures
+from codebase.runs import files, pictures
 from codebase.runs.course import open_run, train_or_load
 from codebase.runs.flags import parse_flags
 
@@ -67,6 +67,44 @@ def test_resume_gives_what_an_uninterrupted_run_gives(vae, folders):
     assert (after["step"], after["trained"]["steps"]) == (220, 220)
     resumed = curves(logs)
     assert {tag: [point for point in points if point[0] != 110] for tag, points in resumed.items()} == curve
+
+
+def test_the_seconds_of_a_resumed_run_are_those_of_all_its_parts(vae, folders):
+    """In results.json, and in the training state, which the next part goes on from."""
+    vae("--iter_max", 10)
+    checkpoints, logs = folders()
+    state = torch.load(checkpoints / "training.pt", weights_only=True)
+    torch.save(state | {"seconds": 1000.0}, checkpoints / "training.pt")
+    vae("--iter_max", 20, "--resume", 1)
+    assert torch.load(checkpoints / "training.pt", weights_only=True)["seconds"] > 1000
+    assert json.loads((logs / "results.json").read_text())["trained"]["seconds"] > 1000
+
+
+def test_overwriting_leaves_nothing_of_the_run_before(vae, folders):
+    vae("--iter_max", 10)
+    checkpoints, logs = folders()
+    assert vae("--iter_max", 9, "--overwrite", 1)[0] == 0
+    assert saved(checkpoints) == {"model-00009.pt", *STATES}
+    assert len(list(logs.glob("*tfevents*"))) == 1
+
+
+def test_an_overwriting_that_is_interrupted_leaves_nothing_to_resume(vae, folders, monkeypatch):
+    """Otherwise the run would go on, and its curves, which are deleted already, would begin in the middle."""
+    vae("--iter_max", 10)
+    _, logs = folders()
+    clear = files.clear
+
+    def interrupted(folder, *what):
+        clear(folder, *what)
+        if folder.samefile(logs) and not what:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "clear", interrupted)
+        assert vae("--iter_max", 10, "--overwrite", 1)[0] != 0
+    code, _, err = vae("--iter_max", 20, "--resume", 1)
+    assert code == 2
+    assert "holds weights, but no training.pt" in err
 
 
 def test_resume_forgets_the_points_that_were_logged_after_the_last_save(vae, folders):

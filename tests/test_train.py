@@ -1,5 +1,6 @@
 """The loop: the numbers of the textbook one; all is logged and saved that should be, and nothing that is not finite."""
 
+import weakref
 from functools import partial
 
 import pytest
@@ -226,6 +227,24 @@ def test_the_loop_asks_for_no_value_between_what_it_logs():
             run(VAE(z_dim=3), iter_max, batches=data.binary_batches(X, 20, 0))
         asked.append(reads.n)
     assert asked[0] == asked[1] > 0
+
+
+def test_points_are_let_go_once_they_have_been_looked_at():
+    """So that memory, and the time of a look, do not grow with the number of steps."""
+    points = []
+
+    def update(batch):
+        loss = torch.zeros(())
+        points.append(weakref.ref(loss))
+        return {"train/loss": loss}
+
+    def log(step, values):
+        kept.append(sum(point() is not None for point in points))
+
+    kept, model = [], VAE(z_dim=2)
+    how = {"iter_max": 300, "iter_save": 50, "save": lambda step: None, "log": log}
+    train(model, ones(), Adam(model.parameters()), update=update, **how)
+    assert kept[0] == kept[1] == kept[2]
 
 
 def test_same_seed_same_weights():

@@ -50,6 +50,11 @@ def test_log_normal_mixture(shape, samples):
     close(utils.log_normal_mixture(z, m, v), MixtureSameFamily(uniform, oracle(m, v)).log_prob(z))
 
 
+def test_log_normal_mixture_of_components_for_each_row_is_of_the_type_of_z():
+    m, v = torch.randn(3, 7, D), torch.rand(3, 7, D) + 0.05
+    assert utils.log_normal_mixture(torch.randn(3, D), m, v).dtype == torch.float32
+
+
 def mixture(smallest, largest, far, rows=300, k=500, d=10):
     """z and components: |z| up to 10, |m| up to `far`, variances log-uniform. Half of the z are at a component."""
     low, high = math.log(smallest), math.log(largest)
