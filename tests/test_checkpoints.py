@@ -211,7 +211,7 @@ def test_a_training_state_that_is_none_is_refused(begun, edit):
         (lambda state: state.update(weights=3), "training.pt holds no state_dict"),
         (
             lambda state: state["flags"].update(lr=0.5),
-            "training.pt is of a run that began with other flags: --lr was 0.5 ",
+            "training.pt belongs to a run that began with other flags: --lr was 0.5 ",
         ),
     ],
 )

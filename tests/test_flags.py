@@ -55,10 +55,10 @@ def complaint_of_the_parser(capsys, script, args):
         (("--full", 1), "add --train 0 or 2"),
         (("--train", 0, "--checkpoint", "x.pt", "--iter_max", 5), "both say which weights to load"),
         (("--resume", 1, "--overwrite", 1), "give one of them"),
-        (("--train", 0, "--resume", 1), "are for training: no --train 0"),
-        (("--train", 0, "--overwrite", 1), "are for training: no --train 0"),
+        (("--train", 0, "--resume", 1), "exclude --train 0"),
+        (("--train", 0, "--overwrite", 1), "exclude --train 0"),
         (("--checkpoint", "x.pt"), "add --train 0"),
-        (("--train", 0, "--checkpoint", "x.pt", "--replicates", 2), "it has no --replicates"),
+        (("--train", 0, "--checkpoint", "x.pt", "--replicates", 2), "it excludes --replicates"),
     ],
 )
 def test_complaints_of_flags_that_all_scripts_have(capsys, script, args, complaint):

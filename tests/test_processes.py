@@ -256,7 +256,7 @@ def test_one_run_of_two_processes(tmp_path, flags):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     out = by(2, whole, *flags, "--iter_max", 50)
     assert out.count("trained 50 steps") == 1
-    assert "2 such processes" in out
+    assert "2 processes" in out
     assert printed(whole, "output-1.txt") == ""
     by(2, parts, *flags, "--iter_max", 30)
     assert "resuming after step 30" in by(2, parts, *flags, "--iter_max", 50, "--resume", 1)
@@ -279,7 +279,7 @@ def test_a_batch_that_cannot_be_shared_and_a_run_that_is_there_already_are_sente
     before = contents(tmp_path / "checkpoints")
     processes = victim.start_together(tmp_path, 2, [*flags, "--iter_max", 20])
     assert [victim.finish(process) for process in processes] == [2, 2]
-    assert "holds a run already. --resume 1 resumes" in printed(tmp_path)
+    assert "already holds a run. --resume 1 resumes" in printed(tmp_path)
     assert printed(tmp_path, "output-1.txt").count("\n") == 1
     assert contents(tmp_path / "checkpoints") == before
 
@@ -315,8 +315,8 @@ def test_one_process_finds_the_bounds_that_two_have_reported(tmp_path, name):
     found = json.loads(results.read_text())
     by(1, tmp_path, *flags, "--train", 0)
     again = json.loads(results.read_text())
-    assert "2 such processes" in found["evaluated"]["device"]
-    assert "such processes" not in again["evaluated"]["device"]
+    assert "2 processes" in found["evaluated"]["device"]
+    assert " processes" not in again["evaluated"]["device"]
     assert found["results"] == again["results"]
     assert found["results"]["test"]["iwae_10"]["n"] == 120
 

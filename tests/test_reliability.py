@@ -284,7 +284,7 @@ def test_resume_with_other_flags_than_the_run_began_with(trained, script, flags,
     folder.rename(moved)
     code, _, err = call("--z", 3, "--resume", 1)
     assert code == 2
-    assert "training.pt is of a run that began with other flags: --z was 2 and is 3." in err
+    assert "training.pt belongs to a run that began with other flags: --z was 2 and is 3." in err
     moved.rename(folder)
     assert (
         call("--resume", 1, "--iter_max", 31, "--iter_save", 5, "--keep", 0, "--iw_eval", 3, "--device", "auto")[0] == 0
@@ -344,7 +344,7 @@ def test_too_little_memory_is_a_sentence(trained, monkeypatch):
         monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x, error=error: error())
         code, _, err = call("--run", 1)
         assert code == 2
-        assert "error: there is not enough memory: smaller numbers" in err.splitlines()[-1]
+        assert "error: there is not enough memory: use smaller numbers" in err.splitlines()[-1]
     monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):  # what is a mistake in the code stays one
         call("--run", 2)
@@ -469,7 +469,7 @@ def test_a_run_of_which_only_the_training_state_is_left_is_a_run(trained):
     before = contents(folder)
     code, _, err = call("--iter_max", 5)
     assert code == 2
-    assert "holds a run already. --resume 1 resumes a run" in err
+    assert "already holds a run. --resume 1 resumes a run" in err
     assert contents(folder) == before
 
 

@@ -84,7 +84,7 @@ def test_resume_with_nothing_to_do_and_with_nothing_there(vae, folders):
     before = contents(checkpoints)
     code, out, _ = vae("--resume", 1)
     assert code == 0
-    assert "at step 30 already" in out
+    assert "already at step 30" in out
     assert contents(checkpoints) == before
     record = json.loads((logs / "results.json").read_text())
     assert record["trained"]["steps"] == 30
@@ -189,7 +189,7 @@ def test_a_second_ctrl_c_stops_at_once(vae, folders, handled, at_step):
     at_step(7, [signal.SIGINT, signal.SIGINT])
     code, out, _ = vae()
     assert code == 130
-    assert "once more stops at once" in out
+    assert "a second Ctrl-C stops at once" in out
     assert "which is saved" not in out
     assert saved(folders()[0]) == set()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
