@@ -63,7 +63,7 @@ def flags(tmp_path):
 
 
 def events(logs):
-    """All that TensorBoard shows: {tag: [(step, value), ...]}, of curves, pictures and texts but for the flags."""
+    """All that TensorBoard shows: {tag: [(step, value), ...]}, of curves, pictures and texts except the flags."""
     shown = EventAccumulator(str(logs), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
     shown.Reload()
     tags = shown.Tags()
@@ -101,7 +101,7 @@ def newest_state(folder):
     [("run_vae.py", 2), *(pytest.param(name, 20, marks=pytest.mark.slow) for name in SCRIPTS)],
 )
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path, flags, name, kills):
-    """SIGKILL, half of them at a random time, half in the middle of a random write; --resume 1 after each."""
+    """SIGKILL, half of them at a random time, half in a random write; --resume 1 after each."""
     chance = random.Random(0)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     killed.mkdir(), whole.mkdir()
@@ -272,7 +272,7 @@ def test_weights_of_another_model_and_of_another_z(trained, script, tmp_path, na
 
 @ALL_OF_THEM
 def test_resume_with_other_flags_than_the_run_began_with(trained, script, flags, name):
-    """In the folder of that name there is nothing; the run that was meant is named."""
+    """There is nothing in the folder of that name; the error names the run with the other flags."""
     call, folder, _ = trained(name)
     for args in (["--lr", 0.01], ["--seed", 5], ["--z", 3, "--batch_size", 20]):
         for action in (["--resume", 1], ["--train", 0]):
@@ -346,7 +346,7 @@ def test_too_little_memory_is_a_sentence(trained, monkeypatch):
         assert code == 2
         assert "error: there is not enough memory: use smaller numbers" in err.splitlines()[-1]
     monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x: torch.zeros(2) @ torch.zeros(3))
-    with pytest.raises(RuntimeError, match="inconsistent tensor size"):  # what is a mistake in the code stays one
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):  # a mistake in the code is still raised
         call("--run", 2)
 
 

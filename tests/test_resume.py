@@ -1,4 +1,4 @@
-"""A run that is there already: resumed, overwritten, left alone; a run that is stopped, by a signal or an error."""
+"""An existing run: resumed, overwritten, or not changed; a run that is stopped by a signal or an error."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def test_same_seed_same_weights_bit_for_bit(vae, folders, tmp_path):
 
 
 def test_resume_gives_what_an_uninterrupted_run_gives(vae, folders):
-    """220 steps, against 110 that are gone on with to 220: weights, training state, curves, and numbers."""
+    """220 steps, against 110 that are resumed to 220: weights, training state, curves, and numbers."""
     vae("--iter_max", 220, "--iter_save", 1000)
     checkpoints, logs = folders()
     a, state, curve = (
@@ -167,7 +167,7 @@ def at_step(monkeypatch):
 
 @pytest.mark.parametrize("number", STOPS)
 def test_a_signal_finishes_the_step_and_saves_it(vae, folders, handled, at_step, number):
-    """Gone on with, the run has the weights of one that was never stopped; the signal does again what it did before."""
+    """Resumed, the run has the weights of an uninterrupted run; afterwards the signal has its usual effect again."""
     handled()
     at_step(7, [number])
     before = signal.getsignal(number)

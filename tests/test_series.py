@@ -13,7 +13,7 @@ def results_of(folder):
 
 
 def test_replicates_are_the_runs_that_they_would_be_alone(vae, tmp_path):
-    """Those of numbers 1 and 2, bit for bit, and then their table."""
+    """The runs 1 and 2, bit for bit, and then their table."""
     usual = ["--train", 2, "--iw_eval", "1,3", "--z", 2]
     code, out, _ = vae(*usual, "--run", 1, "--replicates", 2)
     assert code == 0
@@ -51,7 +51,7 @@ def test_a_series_goes_on_where_it_was_interrupted(vae, tmp_path, monkeypatch):
     assert all(path.read_bytes() == content for path, content in first.items())
     assert all(same(weights(path, 6), there) for path, there in expected.items())
 
-    # All are finished; then more is asked of them than they have; then they are evaluated; then begun anew.
+    # All are finished; then more results are requested; then they are evaluated; then started again.
     everything = contents(tmp_path)
     _, again, _ = vae(*usual)
     assert again.count("already finished") == 3

@@ -13,7 +13,7 @@ from codebase import judge
 
 @pytest.fixture
 def images(tmp_path):
-    """images(shape, classes): the path of an .npz with a bright bar whose place is the label; classes 0: no labels."""
+    """images(shape, classes): the path of an .npz with a bright bar, whose place is the label; classes 0: no labels."""
 
     def write(shape, classes, n_train=104, n_test=78):
         arrays = {}
@@ -108,7 +108,7 @@ def test_small_grey_images_of_two_classes(run, images):
 
 
 def test_many_classes(run, images):
-    """No table, and pictures of the first fifty, where there are more classes than can be looked at."""
+    """With very many classes there is no table, and pictures show the first fifty classes."""
     out, record, logs = run("run_fsvae.py", images((3, 130), 60, n_train=120, n_test=60))
     assert "(60 classes: the table is in results.json)" in out
     assert np.shape(record["results"]["generated"]["confusion"]) == (60, 60)
