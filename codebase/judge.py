@@ -47,7 +47,7 @@ class Classifier(nn.Module):
 def judge(data, device):
     """The classifier of a data set, and its accuracy on the test images: (Classifier, Estimate in percent).
 
-    It is trained on the training images the first time; its weights are kept in checkpoints/classifier_data=...
+    The first time, it is trained on the training images; its weights are saved in checkpoints/classifier_data=...
     """
     path = Path("checkpoints", f"classifier_data={data.name}_train={len(data.x_train)}.pt")
     torch.manual_seed(0)

@@ -30,7 +30,7 @@ def load(path, model=None, device="cpu"):
 
 
 def model_of(weights, path):
-    """A new model, whose class and sizes are inferred from the weights. InputError names `path` if they cannot be."""
+    """A new model. Its class and sizes are inferred from the weights; if that fails, InputError names `path`."""
     try:
         n_hidden, n_in = weights["dec.net.0.weight"].shape  # first layer of the decoder; its input is (z, y)
         x_dim, z_dim = len(weights["dec.net.4.weight"]), len(weights["enc.net.4.weight"]) // 2

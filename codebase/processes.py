@@ -44,7 +44,7 @@ def share(function, n):
     return [store.get(result).decode() for result in results]
 
 
-# One run, data-parallel. The functions below do nothing if one process works on a run alone.
+# One run, data-parallel. With only one process per run, the functions below do nothing.
 
 
 def rank():

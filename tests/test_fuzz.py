@@ -339,8 +339,8 @@ def test_results_of_other_contents(tmp_path, n):
 
 @pytest.mark.parametrize("n", FEWER_CASES)
 def test_tables_of_other_contents(tmp_path, n):
-    """A results.json in which anything stands in the place of something: it is left out with a line, or makes a table
-    beside that of a sound one."""
+    """A results.json with one entry replaced by any value: it is left out with a line, or makes a table
+    beside that of an undamaged one."""
     sound = {
         "name": "model=vae_z=10_run=0000",
         "complete": True,

@@ -65,7 +65,7 @@ def test_messages(tmp_path):
         assert b == 10
         assert largest == 15
         assert gathered == [f"{i} by {i % 3}" for i in range(8)]
-    assert [path.name for path in tmp_path.glob("by *")] == ["by 0"]  # the first one alone writes
+    assert [path.name for path in tmp_path.glob("by *")] == ["by 0"]  # only the first one writes
 
 
 def rows(batch_size):
@@ -112,7 +112,7 @@ def batch_of(model, n=8):
 
 
 def steps(name, how):
-    """The points and the weights of three steps, whose noise depends on the image alone."""
+    """The points and the weights of three steps, whose noise depends only on the image."""
     vae.sample_gaussian = lambda m, v: m + v.sqrt() * torch.cos(37 * m)
     torch.manual_seed(1)
     model = MODELS[name]()

@@ -442,7 +442,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @ALL_OF_THEM_SLOWLY
 def test_a_run_is_overwritten_by_halves_or_whole_but_never_resumed_by_mistake(tmp_path, flags, name):
-    """Killed among the deletions of --overwrite 1: --resume 1 has the whole run, none, or says what is there."""
+    """Killed during the deletions of --overwrite 1: --resume 1 finds the whole run, none, or says what is left."""
     said = set()
     for die_at in (1, 2, 3, 6, 9):
         folder = tmp_path / str(die_at)

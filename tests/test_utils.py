@@ -89,7 +89,7 @@ def test_log_normal_mixture_in_float32_at_extremes():
 
 @pytest.mark.slow
 def test_log_normal_mixture_of_many_rows_is_that_of_each_in_bounded_memory():
-    """100,000 rows with 500 components: all at once the pairs alone would take 400 MB; the peak grows by under 200."""
+    """100,000 rows with 500 components: all at once, only the pairs would take 400 MB; the peak grows by under 200."""
     program = (
         "import resource, torch; from codebase.utils import log_normal_mixture as f\n"
         "torch.manual_seed(0); z, m, v = torch.randn(100_000, 10), torch.randn(500, 10), torch.rand(500, 10) + 0.1\n"

@@ -288,7 +288,7 @@ def test_a_prior_made_from_the_standard_one_keeps_its_constants():
 
 
 class Rows(nn.Module):
-    """A network that takes rows alone, (N, n), and answers in the shape of an image."""
+    """A network that takes only rows, (N, n), and returns the shape of an image."""
 
     def __init__(self, n_in, n_out, shape=(-1,)):
         super().__init__()

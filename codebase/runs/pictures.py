@@ -39,7 +39,7 @@ def draw_samples(run, model, x, writer, step):
 def draw_styles(run, model, writer, step):
     """samples.png: every class in twenty styles. Row = class, column = style z_j, the same in all rows.
 
-    The z are the same at every checkpoint if no random numbers are drawn before. Returns the rows' labels, (rows, C).
+    The z are the same at every checkpoint if no random numbers are drawn before. Returns one-hot labels, (rows, C).
     """
     y = torch.eye(model.classes, device=run.device)[:CLASSES]  # (rows, C)
     show(run, "samples", model.mean_x(model.sample_z(20), y.unsqueeze(1)), writer, step)  # (rows, 20, X)
