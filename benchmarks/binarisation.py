@@ -2,9 +2,9 @@
 
     python benchmarks/binarisation.py --data_dir DIR
 
-A trained VAE's negative ELBO on the subset (checkpoints/model=vae_z=10_run=0000, or --checkpoint FILE) for 200
-binarisations of the same images: printed are the mean, the standard deviation and the range, in nats. No number of
-runs averages this out of a comparison with somebody else's subset.
+Computes a trained VAE's negative ELBO on the subset (checkpoints/model=vae_z=10_run=0000, or --checkpoint FILE) for 200
+binarisations of the same images, and prints mean, standard deviation and range, in nats. In a comparison with another
+binarisation of the subset, averaging over more runs does not remove this difference.
 """
 
 import argparse

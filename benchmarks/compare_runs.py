@@ -1,11 +1,11 @@
-"""Can two experiments be told apart by their results? Each number of both, and their difference, over the seeds.
+"""Do the results of two experiments differ? Each number of both, and the difference, over the seeds.
 
     python benchmarks/compare_runs.py model=vae_z=10_precision=highest model=vae_z=10
 
-The arguments are the names of runs without their number; the runs are read from logs/. Printed are, in Markdown, means
-over the runs ± their standard errors, and the difference of the second less the first, run by run: those of one number
-have the same seed, hence begin with the same weights and see the same images. Its standard error is that of the mean of
-the differences; a difference within two or three of them is none that can be seen.
+The arguments are the names of runs without their number; the runs are read from logs/. Prints, in Markdown, means over
+the runs ± standard errors, and the difference, second minus first, run by run: runs of the same number have the same
+seed, so they begin with the same weights and see the same images. Its standard error is that of the mean of the
+differences; a difference within two or three standard errors is not significant.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main():
     flags = parser.parse_args()
     first, second = read(flags.first), read(flags.second)
     if not set(first["seeds"]) & set(second["seeds"]):
-        sys.exit(f"compare_runs.py: error: no run of {flags.first} has the seed of one of {flags.second}")
+        sys.exit(f"compare_runs.py: error: {flags.first} and {flags.second} have no seed in common")
     cells = [["", flags.first, flags.second, "difference", "seeds in both"]]
     for name in first["results"]:
         if name in second["results"]:

@@ -1,9 +1,9 @@
-"""Where the seconds of a whole run go, with an empty and with a full cache of the compiler.
+"""How long each part of a whole run takes, with an empty and with a full cache of the compiler.
 
     python benchmarks/default_run.py [--data_dir DIR] [--script run_vae.py] [--warm 3]
 
-The script is run in an empty folder with its default flags, first with an empty cache, then --warm times with the full
-one. Times are those at which it prints a line, adds to its curves, and writes a checkpoint. The second column is the
+Runs the script in an empty folder with its default flags, first with an empty cache, then --warm times with the full
+one. The times are measured when it prints a line, adds to its curves, or writes a checkpoint. The second column is the
 median of the runs with a full cache.
 """
 
@@ -34,12 +34,12 @@ def seconds_of(command, folder, cache):
     )
     printed = [(time.time() - began, line) for line in process.stdout]
     if process.wait():
-        raise SystemExit(f"{' '.join(command)} failed: --data_dir?")
+        raise SystemExit(f"{' '.join(command)} failed; is --data_dir right?")
     ended = time.time() - began
     at = {
         words: next(seconds for seconds, line in printed if line.startswith(words)) for words in ("device", "trained")
     }
-    update = [seconds for seconds, line in printed if line.startswith("update")] or [at["device"]]  # asked for, ready
+    update = [seconds for seconds, line in printed if line.startswith("update")] or [at["device"]]  # begun, ready
 
     (logs,) = folder.glob("logs/*")
     curves = EventAccumulator(str(logs)).Reload()

@@ -1,11 +1,11 @@
-"""How fast, and in how much memory, the IWAE bound is evaluated; and of how much of the machine's speed that is.
+"""Time and memory of evaluating the IWAE bound, and its share of the machine's speed.
 
     python benchmarks/evaluation_time.py [--model vae gmvae ssvae fsvae] [--images 200] [--rounds 5]
 
-evaluate.iwae with m = 1000 samples of each image, of a model that has just been made, on the built-in glyphs: the time
-does not depend on either. Printed are medians over the rounds: images·samples a second; the share of the rate at which
-this machine multiplies large matrices of float32, measured in the same rounds; the time that 10,000 images would take;
-the largest memory of the process so far, on a GPU that of the tensors.
+Times evaluate.iwae with m = 1000 samples of each image, with an untrained model, on the built-in glyphs: the time does
+not depend on either. Prints medians over the rounds: images·samples per second; the share of the rate at which this
+machine multiplies large float32 matrices, measured in the same rounds; the time that 10,000 images would take; the peak
+memory of the process so far (on a GPU, of the tensors).
 """
 
 import argparse
@@ -23,7 +23,7 @@ SAMPLES = 1000
 
 
 def peak_memory(device):
-    """In bytes."""
+    """The peak memory so far, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     import resource
@@ -51,7 +51,7 @@ def main():
         evaluate.iwae(model, few, (100,))
         with FlopCounterMode(display=False) as counter:
             evaluate.iwae(model, few, (100,))
-        flops = counter.get_total_flops() / 2000  # of an image and sample
+        flops = counter.get_total_flops() / 2000  # per image and sample
         multiply = products(device)
         seconds, peaks = [], []
         for round_ in range(-1, flags.rounds):  # the first is not counted

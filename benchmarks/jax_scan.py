@@ -25,7 +25,7 @@ def log_normal(x, m, v):
 
 
 def log_prior(parameters, z):
-    """Of the GMVAE; the mixture as a product of matrices, as in codebase.utils.log_normal_mixture, but in float32."""
+    """log p(z) of the GMVAE, a product of matrices as in codebase.utils.log_normal_mixture, but in float32."""
     m, v = parameters["z_pre"][0], jax.nn.softplus(parameters["z_pre"][1]) + 1e-8  # (K, D)
     constant = -0.5 * (m**2 / v + jnp.log(2 * jnp.pi * v)).sum(-1)
     log_p = z**2 @ (-0.5 / v).T + z @ (m / v).T + constant
@@ -47,7 +47,7 @@ def loss(parameters, x, key):
 
 
 def epochs(images, mixture, batch_size=100):
-    """Endless: trains an epoch at each next(), which is its number of steps. images: (N, X) uint8."""
+    """Endless: trains an epoch at each next(), and yields its number of steps. images: (N, X) uint8."""
     images = jnp.asarray(images)
     n = len(images) // batch_size
     keys = jax.random.split(jax.random.PRNGKey(0), 7)

@@ -1,19 +1,19 @@
-"""Steps a second of training, loop by loop, interleaved in one run; and of how much of the machine's speed that is.
+"""Training steps per second of several loops, timed in turn in one run, and their share of the machine's speed.
 
     python benchmarks/step_time.py [--model vae gmvae ssvae fsvae] [--data_dir DIR] [--seconds 3] [--rounds 5]
 
 textbook        a DataLoader over torchvision's MNIST or SVHN with ToTensor() for every image, torch.bernoulli, nn.ELU,
-                PyTorch's cross-entropy, Adam as it comes, loss.item() at every step, and labels concatenated: for the
-                SSVAE, to ten copies of each image and style
-plain           codebase.train, on resident data
-fast            the same by what codebase/fast.py makes of the update; its preparation is not counted
+                PyTorch's cross-entropy and Adam with its defaults, loss.item() at every step, and concatenated labels:
+                for the SSVAE, to ten copies of each image and style
+plain           codebase.train, with all data on the device
+fast            the same with the faster update of codebase/fast.py; its preparation is not counted
 high, medium    fast, with that --precision
-JAX             benchmarks/jax_scan.py, where jax is installed (pip install jax); the VAE and the GMVAE only
+JAX             benchmarks/jax_scan.py, if jax is installed (pip install jax); the VAE and the GMVAE only
 
-All of the same model, batch size, device and threads. A round times each for some seconds; printed are medians over
+All loops have the same model, batch size, device and threads. A round times each for some seconds. Prints medians over
 the rounds, the lowest and highest, the ratio to the textbook loop (the median of the ratios of each round), the seconds
 that the model's default number of steps would take, and the share of the rate at which this machine multiplies large
-matrices of float32, measured in the same rounds. A step is a new batch, a forward and a backward pass, a step of Adam.
+float32 matrices, measured in the same rounds. A step is a new batch, a forward and a backward pass, a step of Adam.
 """
 
 import argparse
@@ -42,23 +42,23 @@ from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
 from codebase.train import Adam, train, training_step
 
-# Several models are compiled in this process: that one differs from the last must not make the compiler expect changes.
+# Several models are compiled in this process; without this, the compiler would make shapes dynamic after the first.
 torch._dynamo.config.automatic_dynamic_shapes = False
 
 MODELS = {"vae": VAE, "gmvae": GMVAE, "ssvae": SSVAE, "fsvae": FSVAE}
-# Of a default run; of the FSVAE, a first look.
+# Steps of a default run; for the FSVAE, of a short one.
 DEFAULT_STEPS = {"vae": 20_000, "gmvae": 20_000, "ssvae": 30_000, "fsvae": 10_000}
 
 
 class GreyOneByOne(MNIST):
-    """torchvision's MNIST, whatever the images: its __getitem__ on tensors that are here already."""
+    """torchvision's MNIST with any images: its __getitem__ on given tensors."""
 
     def __init__(self, x, y):
         self.data, self.targets, self.transform, self.target_transform = x.reshape(-1, 28, 28), y, ToTensor(), None
 
 
 class ColourOneByOne(SVHN):
-    """The same of torchvision's SVHN."""
+    """The same for torchvision's SVHN."""
 
     def __init__(self, x, y):
         self.data, self.labels = x.reshape(-1, 3, 32, 32).numpy(), y.numpy()
@@ -66,7 +66,7 @@ class ColourOneByOne(SVHN):
 
 
 class Textbook:
-    """Makes a model of ours the textbook's: labels concatenated to copies of x, PyTorch's own ELU and cross-entropy."""
+    """Makes our model the textbook's: labels concatenated to copies of x, PyTorch's ELU and cross-entropy."""
 
     def __init__(self, model):
         for net in (model.enc, model.dec):
@@ -126,7 +126,7 @@ def our_loop(model, batches, device, quick, asked="highest"):
 
 
 def products(device):
-    """Endless: multiplies large matrices of float32, by the fastest of PyTorch's ways; yields the operations."""
+    """Endless: multiplies large float32 matrices by PyTorch's fastest way; yields the number of operations."""
     n = 1024 if device.type == "cpu" else 8192
     a, b = torch.randn(2, n, n, device=device)
     while True:
@@ -142,7 +142,7 @@ def time_model(name, flags, device):
     else:
         images = data.load("mnist" if flags.data_dir else "glyphs", flags.data_dir)
 
-    # What a batch is, in the textbook and here.
+    # The batches, of the textbook loop and of ours.
     x, y = images.x_train.to(device), images.y_train.to(device)
     one_by_one = GreyOneByOne
     if name in ("vae", "gmvae"):
@@ -196,7 +196,7 @@ def time_model(name, flags, device):
 
     # The rounds.
     rates = {loop: [] for loop in loops}
-    for round_ in range(-2, flags.rounds):  # two are not counted: compilers work in them
+    for round_ in range(-2, flags.rounds):  # the first two are not counted: compilation
         for loop, steps in loops.items():
             done, began = 0, time.perf_counter()
             while time.perf_counter() - began < (flags.seconds if round_ >= 0 else 0.5):
@@ -221,8 +221,8 @@ def time_model(name, flags, device):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--data_dir", help="folder of MNIST; without it the built-in glyphs are used")
-    parser.add_argument("--svhn", action="store_true", help="SVHN's train split is there, too")
+    parser.add_argument("--data_dir", help="folder of MNIST; default: use the built-in glyphs")
+    parser.add_argument("--svhn", action="store_true", help="SVHN's train split is in --data_dir, too")
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     flags = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Bounds with their standard errors over images. Their random numbers are their own: training is not disturbed.
+"""Bounds with their standard errors over images. They do not change the random numbers of the training.
 
 A split is a tuple of tensors with a row for each image, as the model's methods take them: (x,), or (x, y) with labels.
-If x is uint8, it is scaled to [0, 1] part by part, so that a large test set stays small in memory.
+If x is uint8, it is scaled to [0, 1] chunk by chunk, so that a large test set needs little memory.
 Dimension letters: B images, D latent dimensions, M importance samples.
 """
 
@@ -18,9 +18,9 @@ from codebase.matmul_precision import evaluation_setting, matmul_precision
 from codebase.random_state import kept_random_state
 from codebase.utils import log_mean_exp, scaled
 
-IMAGES = 100  # images in a chunk, at most, if there are several samples of each
-ROWS = 2000  # images in a chunk, or images x samples x labels if there are several samples: limits the memory
-ELBO_SAMPLES = 10  # draws of z for each image, averaged; they leave little but the spread between images
+IMAGES = 100  # most images in a chunk, if each image has several samples
+ROWS = 2000  # images in a chunk, or images x samples x labels if each has several samples: limits the memory
+ELBO_SAMPLES = 10  # draws of z averaged for each image; then the spread between images dominates the error
 
 
 class Estimate(NamedTuple):
@@ -52,7 +52,7 @@ def over_images(values):
 
 @contextmanager
 def evaluating(model):
-    """Inside: no gradients, evaluation mode, float32 products, random numbers of seed 0. All is undone after it."""
+    """In the block: no gradients, evaluation mode, float32 products, random seed 0. All is undone after it."""
     was_training, device = model.training, next(model.parameters()).device
     with kept_random_state(), torch.no_grad(), matmul_precision(evaluation_setting(device)):
         torch.manual_seed(0)
@@ -66,8 +66,8 @@ def evaluating(model):
 def each_chunk(function, split, size):
     """function(*chunk) for each chunk of `size` images of a split, concatenated: {name: tensor}, one row per image.
 
-    function: x, *y as floats -> {name: tensor}, one row per image. The random numbers of chunk i are those of seed i,
-    so the results do not depend on how many processes share the chunks. To be called inside `evaluating`.
+    function: x, *y as floats -> {name: tensor}, one row per image. The random seed of chunk i is i, so the results do
+    not depend on how many processes share the chunks. To be called inside `evaluating`.
     """
     parts = list(zip(*(t.split(size) for t in split), strict=True))
     own = []
@@ -80,7 +80,7 @@ def each_chunk(function, split, size):
 
 
 def chunk_size(x, labels=1):
-    """ROWS, or fewer if images x (N, X) have more than 784 pixels, or sums run over more than 10 labels."""
+    """ROWS, or fewer if images x (N, X) have more than 784 pixels, or the sums run over more than 10 labels."""
     return max(1, ROWS * 784 // max(784, x.shape[1]) * 10 // max(10, labels))
 
 
@@ -104,7 +104,7 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
     exactly log p(x). It is 1/M if one sample outweighs all others; then more samples would still tighten the bound.
 
     All bounds come from the same max(ms) samples of each image. L_m is averaged over all groups of m among them, which
-    is more precise than one group. If each m divides the next one, a larger m never has the looser bound. Memory is
+    is more precise than one group. If each m divides the next one, a larger m never has a looser bound. Memory is
     limited by ROWS, except for the log-weights of IMAGES images: 4 bytes for each sample.
     """
     largest, labels = max(ms), model.labels_per_image
@@ -120,7 +120,7 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
             groups = log_w[: largest // m * m].unflatten(0, (-1, m))  # (M // m, m, B)
             of_m[m] = -log_mean_exp(groups, dim=1).mean(0)
         ess = (2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)).exp() / largest  # (B,)
-        bar.update(len(x) * processes.size())  # the other processes do as many meanwhile
+        bar.update(len(x) * processes.size())  # the other processes do equally many at the same time
         return of_m | {"ess": ess}
 
     with evaluating(model), bar:
@@ -132,10 +132,10 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
 def bits_per_dimension(nats, dimensions, density=True):
     """An Estimate of -log p(x), in nats, as bits per dimension of an image of 8-bit values.
 
-    The models' density is that of x whose values are k / 255. The probability of such a value is its density times
-    their distance 1 / 255 (for a normal of variance 0.1 that is exact to about 1e-5), so an image of X values has
+    The model's density is one of values k / 255. The probability of such a value is its density times the spacing
+    1 / 255 (for a normal of variance 0.1 this is exact to about 1e-5), so an image of X values has
     -log P = -log p(x) + X log 255, in nats; divided by X log 2 it is in bits per dimension. density=False is for a
-    divergence, which is a difference of such terms: without log 255.
+    divergence: the terms log 255 cancel in it.
     """
     per_bit = dimensions * math.log(2)
     return Estimate(nats.mean / per_bit + (math.log2(255) if density else 0), nats.se / per_bit, nats.n)
@@ -148,7 +148,7 @@ def classify(model, x):
 
 
 def accuracy(log_q, y):
-    """The percentage of images whose likeliest label is their own, and how often which class is taken for which.
+    """The percentage of images whose most probable label is the true one, and the confusion matrix.
 
     log_q: (N, C); y: (N,), the true labels. Returns an Estimate with the binomial standard error,
     100 sqrt(p (1 - p) / N), and the counts (C, C): row = true class, column = predicted class.
@@ -160,7 +160,7 @@ def accuracy(log_q, y):
 
 
 def mistakes(log_q, y):
-    """For each pair of classes, the image of one that is mistaken for the other with the most confidence.
+    """For each pair of classes, the image of the first that is most confidently classified as the second.
 
     log_q, y as in `accuracy`. Returns indices (C, C): row = true class, column = predicted class, and -1 if there is no
     such mistake, as on the diagonal.
@@ -169,13 +169,13 @@ def mistakes(log_q, y):
     y = y.cpu()
     worst = torch.full((log_q.shape[1],) * 2, -1)
     wrong = (predicted != y).nonzero()[:, 0]
-    for i in wrong[confidence[wrong].argsort()].tolist():  # so that the most confident comes last, and stays
+    for i in wrong[confidence[wrong].argsort()].tolist():  # ascending: the most confident one is written last
         worst[y[i], predicted[i]] = i
     return worst
 
 
 def latent_units(model, split):
-    """How the dimensions of z are used on a split: {'active', 'units', 'kl'}.
+    """How much the dimensions of z are used on a split: {'active', 'units', 'kl'}.
 
     A unit is active if its posterior mean varies with the image: Var_x(E[z_u|x]) > 0.01 (Burda et al. 2016, section
     5). 'kl' lists each unit's KL in nats, averaged over images, or is None if there is no closed form.

@@ -1,4 +1,4 @@
-"""The judge of generated images: a classifier of the real images says whether they show their labels."""
+"""Judging generated images: a classifier trained on the real images says whether they show their labels."""
 
 import math
 from pathlib import Path
@@ -16,14 +16,14 @@ from codebase.runs.results import confusion_table, keep
 from codebase.train import Adam, train
 
 STEPS = 2000  # of the classifier's training, with batches of 100
-GENERATED = 200  # images of each class
+GENERATED = 200  # generated images of each class
 
 
 class Classifier(nn.Module):
     """A small convolutional q(y|x): three convolutions, each halving the image, and a linear layer.
 
     x in [0, 1]^X, images of `shape` (channels, height, width), channel first; C classes. Each image is first scaled to
-    mean 0 and variance 1 (less for the faintest), because a faint digit is still a digit.
+    mean 0 and variance 1 (less for the faintest), so that faint digits are recognised, too.
     """
 
     def __init__(self, shape=(3, 32, 32), classes=10):
@@ -40,20 +40,20 @@ class Classifier(nn.Module):
         return self.net(x).log_softmax(-1)
 
     def loss(self, x, y):
-        """The cross-entropy -log q(y|x), averaged over the batch, in nats, and no curves. y: (B, C), one-hot."""
+        """The cross-entropy -log q(y|x), averaged over the batch, in nats, and {}: no curves. y: (B, C), one-hot."""
         return F.cross_entropy(self.net(x), y), {}
 
 
 def judge(data, device):
     """The classifier of a data set, and its accuracy on the test images: (Classifier, Estimate in percent).
 
-    It is trained on the training images the first time; its weights are kept in checkpoints/classifier_data=...
+    The first time, it is trained on the training images; its weights are saved in checkpoints/classifier_data=...
     """
     path = Path("checkpoints", f"classifier_data={data.name}_train={len(data.x_train)}.pt")
     torch.manual_seed(0)
     classifier = Classifier(data.shape, data.classes).to(device)
-    if processes.largest(int(not path.exists())):  # missing for any process; then all of them train
-        print(f"\ntraining a classifier on the real images, to judge generated ones; kept in {path}", flush=True)
+    if processes.largest(int(not path.exists())):  # if any process misses the file, all of them train
+        print(f"\ntraining a classifier on the real images, to judge generated ones; saved as {path}", flush=True)
         x, y = data.x_train.to(device), data.y_train.to(device)
         batches = labelled_batches(x, y, data.classes, min(100, len(x)), seed=0)
         steps = {"iter_max": STEPS, "iter_save": STEPS, "save": lambda step: None, "log": lambda step, values: None}
@@ -70,22 +70,22 @@ def judge(data, device):
 
 
 def generated_accuracy(model, classifier):
-    """How often the classifier finds the label y in x ~ p(x|y), GENERATED images of each (of an FSVAE clip(mu(y, z))).
+    """How often the classifier predicts the label y for x ~ p(x|y), GENERATED images of each y.
 
-    Returns an Estimate in percent and the counts (C, C): row = label, column = what the classifier sees.
+    Of an FSVAE, x is clip(mu(y, z)). Returns an Estimate in percent and the counts (C, C): row = label, column = class.
     """
     y = torch.arange(model.classes, device=next(model.parameters()).device)
-    with evaluate.evaluating(model):  # one class at a time, as there may be a thousand
+    with evaluate.evaluating(model):  # one class at a time, because there may be a thousand
         seen = [evaluate.classify(classifier, model.sample_x(GENERATED, each)) for each in one_hot(y, model.classes)]
     return evaluate.accuracy(torch.cat(seen), y.repeat_interleave(GENERATED))
 
 
 def report_content(run, model):
-    """Print how often the judge finds the label in generated images, and keep it in results.json."""
+    """Print how often the classifier finds the label in generated images, and add it to results.json."""
     classifier, own = judge(run.data, run.device)
     percent, confusion = generated_accuracy(model, classifier)
-    print(f"\nGenerated images by label (row) and what a classifier sees (column)\n{confusion_table(confusion)}")
-    print(f"Generated digits that show their label: {percent} % of {percent.n:,}, to that classifier,")
+    print(f"\nGenerated images by label (row) and class seen by a classifier (column)\n{confusion_table(confusion)}")
+    print(f"Generated digits that show their label: {percent} % of {percent.n:,}, by that classifier,")
     print(f"whose accuracy on the {own.n:,} real test images is {own} %", flush=True)
     numbers = {"accuracy_percent": percent.record(), "classifier_percent": own.record()}
     keep(run, "generated", **numbers, confusion=confusion.tolist())

@@ -14,8 +14,8 @@ def load(path, model=None, device="cpu"):
     """The trained model of a run, in evaluation mode.
 
     path: a run's folder under checkpoints/, for its newest weights, or a file of weights, also of the homework's own
-    code. model: a model to fill; if it is not given, which one and its sizes are read off the weights, which works for
-    the four models with the homework's networks. Raises InputError if there are no weights, or they do not fit.
+    code. model: a model to fill. Without it, class and sizes are inferred from the weights, which works for the four
+    models with the homework's networks. Raises InputError if there are no weights, or they do not fit.
     """
     path = Path(path)
     if path.is_dir():
@@ -30,14 +30,14 @@ def load(path, model=None, device="cpu"):
 
 
 def model_of(weights, path):
-    """A new model of the class and sizes that the weights in a file are of. Raises InputError if they do not tell."""
+    """A new model. Its class and sizes are inferred from the weights; if that fails, InputError names `path`."""
     try:
-        n_hidden, n_in = weights["dec.net.0.weight"].shape  # of the decoder, (z, y)
+        n_hidden, n_in = weights["dec.net.0.weight"].shape  # first layer of the decoder; its input is (z, y)
         x_dim, z_dim = len(weights["dec.net.4.weight"]), len(weights["enc.net.4.weight"]) // 2
         k = weights["z_pre"].shape[1] // 2 if "z_pre" in weights else None
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} has other networks than the homework's: give the model too, load(path, VAE(enc=..., dec=...))."
+            f"{path} has other networks than the homework's: give the model, too: load(path, VAE(enc=..., dec=...))."
         ) from error
     classes = n_in - z_dim
     sizes = {"z_dim": z_dim, "x_dim": x_dim, "n_hidden": n_hidden}

@@ -1,12 +1,12 @@
-"""How exactly matrix products are computed: as --precision says in training, in float32 in evaluation.
+"""The precision of matrix products: that of --precision in training, float32 in evaluation.
 
                 on a CPU                                             on CUDA
     highest     float32                                              float32
     high        float32, through oneDNN                              TF32: factors of 11 significant bits
-    medium      bfloat16 factors (8 bits), where the CPU has         as PyTorch's "medium", today TF32
-                instructions for them; elsewhere as "high"
+    medium      bfloat16 factors (8 bits), if the CPU has            as PyTorch's "medium", today TF32
+                instructions for them; otherwise as "high"
 
-Sums, and everything that is not a product of matrices, are in float32 in all of them.
+In all of them, sums and everything that is not a matrix product are in float32.
 """
 
 import functools
@@ -20,7 +20,7 @@ FLOAT32 = 1e-6  # a product with a smaller relative error has float32 accuracy
 
 @contextmanager
 def matmul_precision(setting):
-    """Inside: PyTorch's setting for products of float32 matrices, one of PRECISIONS. On a CPU it selects a library."""
+    """In the block: PyTorch's setting for products of float32 matrices, one of PRECISIONS. On a CPU: the library."""
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(setting)
@@ -40,22 +40,22 @@ def relative_error(setting):
 
 
 def evaluation_setting(device):
-    """PyTorch's setting for products with float32 accuracy, the fastest such one.
+    """PyTorch's fastest setting for products with float32 accuracy.
 
-    On a CPU "medium" takes oneDNN. That works in float32, and faster than MKL, except on CPUs that have a matrix unit
-    for bfloat16. So its error is measured.
+    On a CPU "medium" uses oneDNN. It computes in float32, faster than MKL, except on CPUs that have a matrix unit for
+    bfloat16. So its error is measured.
     """
     return "medium" if device.type == "cpu" and relative_error("medium") < FLOAT32 else "highest"
 
 
 def cpu_has_bfloat16():
-    """Does the CPU have instructions for products of bfloat16? Without them these take longer than those of float32."""
+    """Does the CPU have instructions for products of bfloat16? Without them, these take longer than in float32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @contextmanager
 def float32_outputs(model):
-    """Inside: every module of the model returns float32 where torch.autocast would let it return bfloat16.
+    """In the block: every module of the model returns float32, even if torch.autocast would return bfloat16.
 
     So only the factors of products are rounded; everything between two products is in float32, in any network.
     """
@@ -73,7 +73,7 @@ def float32_outputs(model):
 
 @contextmanager
 def training(model, precision, device):
-    """Inside: products as --precision says. Yields whether training_step is to round their factors to bfloat16."""
+    """In the block: products with --precision. Yields whether training_step should round their factors to bfloat16."""
     on_cpu = device.type == "cpu"
     bfloat16 = on_cpu and precision == "medium" and cpu_has_bfloat16()
     setting = precision if not on_cpu or precision == "highest" else evaluation_setting(device)

@@ -6,9 +6,9 @@ from torch import nn
 
 
 class ELU(nn.Module):
-    """ELU(x) = max(x, 0) + exp(min(x, 0)) - 1, exact to 3e-7 for x of either sign.
+    """ELU(x) = max(x, 0) + exp(min(x, 0)) - 1, exact to 3e-7 for positive and negative x.
 
-    On a CPU, exp takes a sixth of the time of expm1. nn.ELU calls expm1 to keep small digits, which x + 1 loses anyway.
+    On a CPU, exp takes a sixth of the time of expm1. nn.ELU calls expm1 for more digits than that near 0.
     """
 
     def forward(self, x):
@@ -54,7 +54,7 @@ class MLP(nn.Module):
 
 
 def apply(net, *inputs):
-    """net(*inputs), where the leading dimensions of the inputs broadcast: (..., n_1), (..., n_2), ... -> (..., n_out).
+    """net(*inputs); the leading dimensions of the inputs broadcast: (..., n_1), (..., n_2), ... -> (..., n_out).
 
     A network that is not an MLP gets rows, (N, n_1), (N, n_2), ..., and returns N results of any shape.
     """

@@ -26,7 +26,7 @@ def started():
 
 
 def take_gpu():
-    """Let "cuda" be a GPU for this process alone; if there are fewer GPUs than processes, they share them."""
+    """Let "cuda" be this process's own GPU. If there are fewer GPUs than processes, several processes share one."""
     if started()[1] > 1:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
 
@@ -37,7 +37,7 @@ def share(function, n):
     Each process takes the next number that no other one has taken.
     """
     store = next(dist.rendezvous("env://"))[0] if started()[1] > 1 else dist.HashStore()
-    # Processes that torchrun has started again (--max-restarts) share the numbers anew.
+    # After a restart by torchrun (--max-restarts), the processes share out the numbers again.
     store = dist.PrefixStore(f"share {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
     while (i := store.add("taken", 1) - 1) < n:
         store.set(f"result {i}", function(i))
@@ -47,7 +47,7 @@ def share(function, n):
     return [store.get(result).decode() for result in results]
 
 
-# One run, data-parallel. The functions below do nothing if one process works on a run alone.
+# One run, data-parallel. With only one process per run, the functions below do nothing.
 
 
 def rank():
@@ -62,7 +62,7 @@ def size():
 
 @contextlib.contextmanager
 def together(device):
-    """Inside: all processes work on one run. device: the flag --device."""
+    """In the block: all processes work on one run. device: the flag --device."""
     if started()[1] == 1:
         yield
         return
@@ -71,28 +71,28 @@ def together(device):
     if on_gpus and here > torch.cuda.device_count():
         raise InputError(
             f"--nproc-per-node {here} is more than the number of GPUs here, {torch.cuda.device_count()}; "
-            "to work on one run, each process needs one of its own."
+            "to work on one run, each process needs its own GPU."
         )
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
     yield
-    if on_gpus:  # gloo's end can hang in PyTorch 2.6, and is not needed
+    if on_gpus:  # with gloo this can hang in PyTorch 2.6, and is not needed
         dist.destroy_process_group()
 
 
 def is_end_of_another(error):
-    """Is it the error of a process that cannot reach another one, because that one has ended?"""
+    """Does the error say that another process cannot be reached, because it has ended?"""
     return isinstance(error, dist.DistError) or (size() > 1 and "gloo" in str(error))
 
 
 def wait():
-    """Wait until every process is here."""
+    """Wait until every process has called this function."""
     if size() > 1:
         dist.barrier()
 
 
 @contextlib.contextmanager
 def first_one_first():
-    """Inside: first the process of rank 0; when it has left the block, the others."""
+    """The process of rank 0 executes the block first; when it has left the block, the others do."""
     if rank() > 0:
         wait()
     try:
@@ -103,10 +103,10 @@ def first_one_first():
 
 
 def own_rows(batches, seed, start):
-    """The batches from step `start` on, of each only this process's rows. All processes have the same number of rows.
+    """This process's rows of each batch, from step `start` on. All processes have the same number of rows.
 
-    In each process except the first one, the random numbers of a step follow from (seed, step, rank). So they differ
-    between processes, and are the same after a resume. InputError if the rows cannot be shared equally.
+    In all processes except the first, the random seed of a step is a function of (seed, step, rank). So the random
+    numbers differ between processes, and are the same after a resume. InputError if the rows cannot be shared equally.
     """
     n = size()
     if n == 1:
@@ -150,7 +150,7 @@ def largest(number):
 
 
 def gathered(own):
-    """The lists of all processes as one list, in turn: item i comes from process i mod size()."""
+    """The lists of all processes, interleaved: item i comes from process i mod size()."""
     if size() == 1:
         return own
     lists = [None] * size()

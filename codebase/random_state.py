@@ -6,7 +6,7 @@ import torch
 
 
 def random_state():
-    """The states as they are now, {device: state}."""
+    """The present states, {device: state}."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = [torch.cuda.get_rng_state()]  # a list, as in older training states
@@ -16,7 +16,7 @@ def random_state():
 
 
 def set_random_state(state):
-    """Put the generators back to `state`. Devices that this machine does not have are left out."""
+    """Restore the generators to `state`. Devices that this machine does not have are ignored."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"][0])

@@ -20,9 +20,9 @@ class Adam(torch.optim.Optimizer):
         p = p - lr weight_decay p
         p = p - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps),   t: the steps so far, this one included
 
-    The same numbers as torch.optim.Adam, up to rounding. It is ours because torch.compile can make one function of it
-    and the gradient, which it cannot with torch's. Any optimizer of torch.optim can be used instead.
-    The learning rate is a tensor, param_groups[i]["lr"], to be changed in place.
+    The same numbers as torch.optim.Adam, up to rounding. This class exists because torch.compile can compile it
+    together with the gradient, but not torch.optim's. Any optimizer of torch.optim can be used instead.
+    The learning rate, param_groups[i]["lr"], is a tensor: change it in place.
     """
 
     def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0):
@@ -50,12 +50,12 @@ class Adam(torch.optim.Optimizer):
             beta1, beta2 = group["betas"]
             lr, t = group["lr"], group["t"]
             t.add_(1)
-            # Bias corrections, computed once per step outside the kernel: exp(t log beta) is beta^t. A power would be
-            # computed again for each weight.
+            # Bias corrections, computed once per step outside the kernel: exp(t log beta) is beta^t. The compiler would
+            # compute a power again for each weight.
             rate = (lr / (1 - torch.exp(t * math.log(beta1)))).float()
             scale = ((1 - torch.exp(t * math.log(beta2))) ** -0.5).float()
             moved = [p for p in group["params"] if p.grad is not None]
-            # All at once on a GPU; one after the other on a CPU, whose cache holds one.
+            # On a GPU all parameters at once; on a CPU one at a time, because one fits into its cache.
             for p in [moved] if lr.is_cuda else [[each] for each in moved]:
                 g = [each.grad for each in p]
                 m, v = ([self.state[each][key] for each in p] for key in ("exp_avg", "exp_avg_sq"))
@@ -76,11 +76,11 @@ class Adam(torch.optim.Optimizer):
 def training_step(model, optimizer, batch, bfloat16=False):
     """One training step: the loss, its gradient, a step of the optimizer. Returns {tag: scalar} for the curves.
 
-    This is the only definition of the step. codebase/fast.py compiles it, or records it as a CUDA graph. So what is
-    changed or added here (clipping, an average of the weights, ...) is what runs, in every case. A number that changes
+    This is the only definition of the step. codebase/fast.py compiles it, or records it as a CUDA graph. So a change
+    that is made here (clipping, an average of the weights, ...) has an effect in every case. A number that changes
     during training should be a tensor, as model.step and param_groups[i]["lr"] are: a CUDA graph keeps the first value
     of a Python number.
-    bfloat16: on a CPU, round the factors of the networks' products to bfloat16; inside float32_outputs(model).
+    bfloat16: on a CPU, round the factors of the networks' products to bfloat16; requires float32_outputs(model).
     If several processes train the model, the batch is this process's rows; gradients and terms are averaged over them.
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -112,19 +112,19 @@ def train(model, batches, optimizer, *, iter_max, iter_save, save, log, start=0,
 
     batches: endless, tuples of tensors on the model's device, from step `start` on. update(batch): one training step,
     training_step(model, optimizer, batch) or what codebase/fast.py makes of it. rate(t): the learning rate after t
-    steps; None: as the optimizer has it. save(step) is called every iter_save steps and at the last one;
+    steps; None: the optimizer's own. save(step) is called every iter_save steps and at the last one;
     log(step, {tag: value}) every LOG_EVERY steps. If stop(step) is true after a step, that step is the last one.
 
     A model can have a buffer `step`, as the VAE has: it holds the number of finished steps while a loss is computed. A
-    loss that changes during training (a warm-up) uses it, and so is right after a resume and in a compiled step.
-    If a loss or a weight is not finite, NonFiniteError ends the training, and nothing is saved of it.
+    loss that changes during training (a warm-up) uses it, and so is right after a resume, too, and in a compiled step.
+    If a loss or a weight is not finite, NonFiniteError ends the training, and that step is not saved.
     """
     model.train()
     update = update or functools.partial(training_step, model, optimizer)
     began = time.monotonic()
     step = start
     finished = dict(model.named_buffers()).get("step")
-    points = []  # the loss and its terms at each step since the last look, on the device
+    points = []  # the loss and its terms at each step since the last check, on the device
     hidden = start >= iter_max or processes.started()[0] > 0
     bar = tqdm(total=iter_max, initial=start, mininterval=0.5, unit="it", disable=hidden)
     with bar:
@@ -135,7 +135,7 @@ def train(model, batches, optimizer, *, iter_max, iter_save, save, log, start=0,
                 set_rate(optimizer, rate(step - 1))
             points.append(update(next(batches)))
 
-            # The only synchronisations with the device: the losses since the last look.
+            # The only synchronisations with the device: the losses since the last check are read.
             stopping = stop is not None and stop(step)
             saving = step % iter_save == 0 or step == iter_max or stopping
             logging = step % LOG_EVERY == 0 or step == iter_max
@@ -183,7 +183,7 @@ def check_losses(points, step):
 
 
 def check_weights(model, optimizer, step):
-    """NonFiniteError names the first parameter that is not finite, or of which the optimizer's state is not.
+    """NonFiniteError names the first parameter that is not finite, or whose optimizer state is not.
 
     With an infinite second moment, Adam never changes the parameter again, although every loss is finite.
     """

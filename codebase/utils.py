@@ -40,9 +40,9 @@ def log_normal_mixture(z, m, v):
     Returns (...). Without gradients, the memory for components (K, D) does not grow with the rows of z.
 
     The square is expanded, log N(z; m, v) = sum_d -z^2 / 2v + z m / v - (m^2 / v + log 2 pi v) / 2, so that all pairs
-    of z and component are one matrix product. Its terms cancel: in float32 errors reach 1e-2 nats for parameters as
-    training meets them, and 1e4 for extreme ones. So the product is in float64, which leaves only the rounding of the
-    result and still costs less than the differences z - m in float32. Apple's GPUs have no float64: the differences.
+    of z and component are one matrix product. Its terms cancel: in float32 errors reach 1e-2 nats for parameters that
+    occur in training, and 1e4 for extreme ones. So the product is in float64, which leaves only the rounding of the
+    result and costs less than the differences z - m in float32. Apple's GPUs have no float64, and use differences.
     """
     if z.device.type == "mps":
         return log_mean_exp(log_normal(z.unsqueeze(-2), m, v), dim=-1)  # (..., K) -> (...)
@@ -63,7 +63,7 @@ def log_normal_mixture(z, m, v):
 def kl_normal(qm, qv, pm, pv):
     """KL(N(qm, diag(qv)) || N(pm, diag(pv))) in nats, closed form, exact.  (Problem 1.2)
 
-    All (..., D), broadcast against each other; qv, pv > 0, variances. Returns (...), never negative up to rounding.
+    All (..., D), broadcast against each other; qv, pv > 0, variances. Returns (...), not negative, up to rounding.
     """
     return 0.5 * (pv.log() - qv.log() + (qv + (qm - pm).square()) / pv - 1).sum(-1)
 
@@ -72,7 +72,7 @@ def kl_cat(q, log_q, log_p):
     """KL(Cat(q) || Cat(p)) = sum_c q_c (log q_c - log p_c) in nats, exact.  (Problem 4.2)
 
     q, log_q, log_p: (..., C), broadcast against each other; log_q from log_softmax, q = exp(log_q). Returns (...).
-    log p_c = -inf where q_c > 0 gives +inf; log_q = -inf gives nan (log_softmax of finite logits never does).
+    log p_c = -inf with q_c > 0 gives +inf; log_q = -inf gives nan (log_softmax of finite logits is never -inf).
     """
     return (q * (log_q - log_p)).sum(-1)
 
@@ -80,7 +80,7 @@ def kl_cat(q, log_q, log_p):
 def log_mean_exp(x, dim):
     """log (1/n) sum_i exp(x_i) over dimension `dim` of size n, without overflow.  (Problems 2.1 and 3.2)
 
-    Returns x's shape less `dim`. All of x = -inf gives -inf.
+    Returns x's shape without `dim`. If all of x is -inf, so is the result.
     """
     return torch.logsumexp(x, dim) - math.log(x.shape[dim])
 
@@ -109,7 +109,7 @@ def log_bernoulli_with_logits(x, logits):
     broadcast against each other. Returns (...). Finite for finite logits, however large.
 
     log(1 + exp(l)) = max(l, 0) - log sigmoid(|l|), without overflow; the max as (l + |l|) / 2, whose gradient at 0 is
-    the true one, 1/2. On a CPU this takes a third of the time of binary_cross_entropy_with_logits, whose log1p is slow,
+    correct, 1/2. On a CPU this takes a third of the time of binary_cross_entropy_with_logits, whose log1p is slow,
     and is as exact: 1e-6 nats a pixel.
     """
     size = logits.abs()

@@ -1,11 +1,11 @@
 """Put the numbers of the runs into README.md and docs/*.md.
 
-    python report.py --json --out FILE.json     what is under logs/, after training
-    python docs/fill.py FILE.json               adds it to docs/results.json, and fills the documents
+    python report.py --json --out FILE.json     the results under logs/, after training
+    python docs/fill.py FILE.json               adds them to docs/results.json, and fills the documents
     python docs/fill.py                         fills the documents
 
-A document asks with a comment that is not shown, <!--= expression -->; what stands between it and the next <!--/--> is
-the expression's value, written by this and never typed. The expressions are Python, of the functions below. Their
+A document contains blanks: hidden comments <!--= expression -->, closed by <!--/-->. This script writes the value of
+the expression between them; it is never typed. The expressions are Python calls of the functions below. Their
 arguments are names of configurations and numbers in docs/results.json, such as "vae_z=10" and "test nelbo". A name
 stands for the configuration with the most steps. With a step, as in "vae_z=10 step=5000", it stands for that one.
 """
@@ -27,8 +27,8 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STORED = ROOT / "docs" / "results.json"
 BLANK = re.compile(r"<!--= (.+?) -->(.*?)<!--/-->", re.DOTALL)
 
-# The course staff's figures: mean, and standard deviation over their 50 runs where they gave it, on the homework's
-# subset of the test images as they had binarised it.
+# The course staff's numbers: mean, and standard deviation over their 50 runs if they gave it, on the homework's subset
+# of the test images, in their own binarisation.
 STAFF_RUNS = 50
 STAFF = {
     "vae_z=10": {
@@ -90,12 +90,12 @@ def deviation(configuration, name):
 
 
 def single(configuration, name, digits=1):
-    """'99.8 ± 0.5': the mean ± two standard deviations of single runs, where one run's number is to be expected."""
+    """'99.8 ± 0.5': the mean ± two standard deviations of single runs, the range to expect of one run."""
     return f"{number(configuration, name)['mean']:.{digits}f} ± {2 * deviation(configuration, name):.{digits}f}"
 
 
 def minus(a, name_a, b, name_b, digits=2):
-    """Number name_a of configuration a less name_b of b, run by run of the same seed."""
+    """Number name_a of configuration a minus name_b of b, between runs of the same seed."""
     return tables.in_words(tables.difference(RUNS[a], RUNS[b], name_a, name_b), digits)
 
 
@@ -136,12 +136,12 @@ def made(configuration):
 
 
 def table(*configurations):
-    """Their means ± standard errors."""
+    """A table of the means ± standard errors of these configurations."""
     return f"\n\n{tables.table([RUNS[configuration] for configuration in configurations])}\n\n"
 
 
 def paired(a, b):
-    """The runs of a and b with the same seeds: means ± standard errors of both, and of b less a, run by run."""
+    """The runs of a and b with the same seeds: means ± standard errors of both, and of b minus a, run by run."""
     seeds = sorted(set(RUNS[a]["seeds"]) & set(RUNS[b]["seeds"]))
     cells = [[f"seeds {', '.join(map(str, seeds))}", a, b, "difference"]]
     for name in RUNS[b]["results"]:
@@ -153,7 +153,7 @@ def paired(a, b):
 
 
 def every_run(configuration, *names):
-    """A row for each run, of these numbers or all."""
+    """A table with a row for each run, and these numbers or all."""
     of = RUNS[configuration]
     names = names or list(of["results"])
     cells = [["seed", *map(tables.called, names)]]
@@ -164,9 +164,9 @@ def every_run(configuration, *names):
 
 
 def against_staff(configuration):
-    """Ours beside the course staff's: the difference, also in standard errors of the two means together.
+    """Our numbers beside the course staff's: the difference, also in units of its standard error.
 
-    Where the staff gave no standard deviation of single runs, ours stands for it.
+    If the staff gave no standard deviation of single runs, ours is used.
     """
     head = ["", f"ours, {count(configuration)} runs", "sd of a run", "course staff", "difference", "in standard errors"]
     cells = [head]

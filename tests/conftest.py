@@ -1,4 +1,4 @@
-"""Fixtures: small data sets, the run scripts called in a folder of their own, and models whose log p(x) is known."""
+"""Fixtures: small data sets, run scripts called in a temporary folder, and models whose log p(x) is known."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ from codebase.utils import log_mean_exp, log_normal
 
 ROOT = Path(__file__).parent.parent
 
-torch.set_num_threads(1)  # the models here are small, and threads that wait for one another cost more than they bring
+torch.set_num_threads(1)  # the models here are small: several threads would be slower
 
 # Older versions of PyTorch do not compile loss.backward().
 COMPILED = "compiled, ready" if hasattr(torch._dynamo.config, "trace_autograd_ops") else "its loss compiled, ready"
@@ -35,8 +35,8 @@ needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("cl
 
 
 def pytest_xdist_auto_num_workers(config):
-    """The processes of -n auto: one for each core, four at most, as each takes a second and 500 MB to begin; for single
-    tests and for slow ones, which measure memory and use all cores themselves, none but this one."""
+    """The number of processes of -n auto: one per core, at most four, because each takes a second and 500 MB to start.
+    0 (only this process) for single tests, and for slow tests, which measure memory and use all cores themselves."""
     few = all("::" in arg for arg in config.args)
     return 0 if few or config.option.markexpr != "not slow" else min(4, os.cpu_count())
 
@@ -48,7 +48,7 @@ def seeded():
 
 @pytest.fixture
 def mnist_dir():
-    """The folder of the real MNIST, where there is one: $DATA_DIR, or data/ in the repository."""
+    """The folder of the real MNIST, if there is one: $DATA_DIR, or data/ in the repository."""
     folder = Path(os.environ.get("DATA_DIR", ROOT / "data")).absolute()
     if not (folder / "MNIST" / "raw").is_dir():
         pytest.skip("no MNIST here; DATA_DIR=... says where it is")
@@ -56,7 +56,7 @@ def mnist_dir():
 
 
 def save_digits(path, n_train=300, n_test=120, seed=0, colour=False):
-    """An .npz of images that tell their labels: a bar whose place is the label, with noise; grey 28, or colour 32."""
+    """An .npz of images that show their labels: a bar, whose place is the label, and noise; grey 28, or colour 32."""
     random = np.random.RandomState(seed)
     arrays = {}
     for split, n in (("train", n_train), ("test", n_test)):
@@ -99,8 +99,8 @@ def colour_digits(tmp_path):
 def printed_by(program, *args, cwd=ROOT):
     """What a Python program prints, which may measure its own peak memory, ru_maxrss.
 
-    By way of a shell, for Linux lets a process begin with the peak of the one that starts it, and pytest's may be
-    larger than all that is to be measured.
+    It is started by a shell, because on Linux a process inherits the peak of the process that starts it, and pytest's
+    may be larger than the memory to be measured.
     """
     command = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", program, *map(str, args)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -135,9 +135,9 @@ EVAL = {"eval/nelbo_test", "eval/nelbo_train"}  # the curves of every checkpoint
 
 
 def with_usual(script, usual, name, *args):
-    """script(name, ...) with the usual flags, but for those that are given."""
+    """script(name, ...) with the usual flags, except those that are given."""
     if "--train" in args and args[args.index("--train") + 1] == 0:
-        usual = {flag: value for flag, value in usual.items() if flag != "--iter_max"}  # it would name a checkpoint
+        usual = {flag: value for flag, value in usual.items() if flag != "--iter_max"}  # selects a checkpoint
     return script(name, *(x for flag, value in usual.items() if flag not in args for x in (flag, value)), *args)
 
 
@@ -164,7 +164,7 @@ def fsvae(script, colour_digits, monkeypatch):
 
 @pytest.fixture
 def folders(tmp_path):
-    """The one run there is: its folders of checkpoints and of logs."""
+    """The folders of the only run: its checkpoints and its logs."""
 
     def find():
         (checkpoints,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
@@ -206,7 +206,7 @@ def contents(folder):
 
 
 def same(a, b):
-    """Do two trees of dicts, lists and tensors hold the same?"""
+    """Are two nested structures of dicts, lists and tensors equal?"""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
@@ -215,7 +215,7 @@ def same(a, b):
 
 
 class Trap:
-    """Unpickled, it would make a folder."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -263,7 +263,7 @@ class LinearGaussian(VAE):
 
 
 class LabelledLinearGaussian(SSVAE):
-    """An SSVAE whose log p(x) is known: given y, x less an offset of that label is as in LinearGaussian; p(y) = 1/C.
+    """An SSVAE whose log p(x) is known: given y, x minus an offset of that label is as in LinearGaussian; p(y) = 1/C.
 
     The classifier is an arbitrary one, so that q(y|x) is not the true posterior.
     """
@@ -298,7 +298,7 @@ class LabelledLinearGaussian(SSVAE):
 
 
 class ConditionalLinearGaussian(FSVAE):
-    """An FSVAE whose log p(x|y) is known: given y, x less an offset of that label is as in LinearGaussian."""
+    """An FSVAE whose log p(x|y) is known: given y, x minus an offset of that label is as in LinearGaussian."""
 
     def __init__(self, classes=3, **linear_gaussian):
         super().__init__(z_dim=3, classes=classes)
@@ -313,7 +313,7 @@ class ConditionalLinearGaussian(FSVAE):
         return self.given_y.log_likelihood(x - y @ self.offsets, z)
 
     def draw(self, n):
-        """n images from p(x|y), of labels that are drawn: (x, y)."""
+        """n images from p(x|y), for random labels y: (x, y)."""
         y = torch.eye(len(self.offsets), dtype=torch.float64)[torch.randint(len(self.offsets), (n,))]
         return self.given_y.draw(n) + y @ self.offsets, y
 

@@ -10,7 +10,7 @@ from codebase.errors import InputError
 
 
 def test_binarise_is_bernoulli_of_the_grey_value():
-    """Every grey value: its share of ones by a binomial test; 0 and 255 always black and white. Fails once in 1,000."""
+    """The share of ones of each grey value, by a binomial test; 0 is always black, 255 white. Fails once in 1,000."""
     x = torch.arange(256, dtype=torch.uint8).expand(20_000, 256)
     ones = data.binarise(x)
     assert set(ones.unique().tolist()) == {0.0, 1.0}
@@ -78,7 +78,7 @@ def test_binary_batches():
 
 
 def coded(rows):
-    """Images that tell which they are, whatever is drawn: row i has the bits of i, black or white."""
+    """Images that can be identified after binarisation: row i has the bits of i, as black or white."""
     return 255 * (torch.arange(rows)[:, None] >> torch.arange(16) & 1).to(torch.uint8)
 
 

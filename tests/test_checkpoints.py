@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, loaded only where they fit, nothing in them executed."""
+"""Checkpoints: complete or absent, loaded only if they fit, nothing in them executed."""
 
 import io
 import pickle
@@ -102,7 +102,7 @@ def test_resume_restores_step_optimiser_and_random_numbers(begun):
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, partial(torch.optim.SGD, lr=0.1, momentum=0.9), torch.optim.Rprop])
 def test_the_state_of_any_optimizer_is_kept(make, tmp_path):
-    """Saved after two steps, resumed in a new one, and both go on alike; also where the state is made in a step."""
+    """Saved after two steps and loaded by a new one; both continue in the same way. Also if a step makes the state."""
     torch.manual_seed(0)
     model = VAE(z_dim=2)
     optimizer = make(model.parameters())
@@ -211,7 +211,7 @@ def test_a_training_state_that_is_none_is_refused(begun, edit):
         (lambda state: state.update(weights=3), "training.pt holds no state_dict"),
         (
             lambda state: state["flags"].update(lr=0.5),
-            "training.pt is of a run that began with other flags: --lr was 0.5 ",
+            "training.pt belongs to a run that began with other flags: --lr was 0.5 ",
         ),
     ],
 )

@@ -42,7 +42,7 @@ def tiny_mnist(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # the discard port: nobody listens
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # the discard port: no server listens there
 
 
 def test_mnist_from_plain_and_gzipped_files(tiny_mnist):
@@ -127,7 +127,7 @@ def server():
 
 
 def test_a_download_that_stalls_is_given_up(tmp_path, server, monkeypatch):
-    """A server that sends half of the file and then nothing. Nothing of it stays, and later connections may wait."""
+    """A server sends half of the file and then nothing. No file stays, and the timeout is reset afterwards."""
     url = server(lambda c, _: c.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(500)))
     monkeypatch.setattr(MNIST, "mirrors", [url])
     monkeypatch.setattr(download, "PATIENCE", 0.5)
@@ -162,7 +162,7 @@ def test_a_download_with_a_wrong_checksum_is_refused(tmp_path, server, monkeypat
 
 
 def test_a_download_lands_in_data_dir(tmp_path, tiny_mnist, server, monkeypatch):
-    """Served by a mirror of our own, with its checksums; the second time nothing is downloaded."""
+    """Served by a local mirror, with its checksums; the second time nothing is downloaded."""
     files = {}
     for path, content in contents(tiny_mnist).items():
         files[f"{path.stem}.gz"] = content if path.suffix == ".gz" else gzip.compress(content)
@@ -189,7 +189,7 @@ def test_a_download_lands_in_data_dir(tmp_path, tiny_mnist, server, monkeypatch)
 @pytest.mark.parametrize("split", ["train", "extra", "train+extra"])
 @pytest.mark.parametrize("compressed", [True, False])
 def test_svhn_is_as_torchvision_reads_it(tmp_path, monkeypatch, split, compressed):
-    """Images channel first, label 10 as the digit 0; turned seven images at a time."""
+    """Images channel first, label 10 as the digit 0; transposed seven images at a time."""
     monkeypatch.setattr(data.svhn, "ROWS", 7)
     folder = save_svhn(tmp_path / "data", monkeypatch, compressed=compressed)
     svhn = data.load("svhn", folder, "svhn", split)
@@ -239,7 +239,7 @@ def test_files_of_svhn_that_are_there_stay_as_they_are_when_a_download_fails(tmp
 
 
 def test_only_the_missing_file_of_svhn_is_downloaded(tmp_path, monkeypatch, server):
-    """The server has no other."""
+    """The server has no other file."""
     theirs = save_svhn(tmp_path / "theirs", monkeypatch)
     content = (theirs / "extra_32x32.mat").read_bytes()
 
@@ -261,7 +261,7 @@ def test_only_the_missing_file_of_svhn_is_downloaded(tmp_path, monkeypatch, serv
 
 @pytest.mark.slow
 def test_svhn_is_never_in_memory_twice(tmp_path):
-    """Reading a file of 100,000 images, 307 MB, takes less than 1.15 times that; the like of torchvision's takes 2."""
+    """Reading a file of 100,000 images, 307 MB, takes less than 1.15 times that; torchvision's code takes 2."""
     program = (
         "import hashlib, resource, sys, numpy as np, scipy.io; from pathlib import Path\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"

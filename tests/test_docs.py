@@ -1,4 +1,4 @@
-"""What README and docs say: their commands, their numbers, and the model that they add."""
+"""The README and the docs: their commands, their numbers, and their examples."""
 
 import importlib
 import json
@@ -31,7 +31,7 @@ def commands():
     for name, text in (DOCUMENTS | IN_DOCSTRINGS).items():
         for script, flags in COMMAND.findall(text):
             in_code = name in IN_DOCSTRINGS or name == "extending.md"
-            flags = flags.split("  ")[0] if in_code else flags  # what follows says what it does
+            flags = flags.split("  ")[0] if in_code else flags  # the text after two spaces describes the command
             found.add((script, flags.split(" > ")[0].strip()))
     return sorted(found)
 
@@ -179,7 +179,7 @@ def test_the_beta_vae_warms_up(extended):
 
 
 def test_m2_is_of_real_vectors(extended):
-    """Its likelihood is a normal, of which the decoder gives mean and variance."""
+    """Its likelihood is a normal whose mean and variance the decoder gives."""
     model = module(extended, "run_m1m2").M2(1, 100, 4, classes=3, x_dim=5).double()
     h, z, y = torch.randn(6, 5).double(), torch.randn(2, 6, 4).double(), torch.eye(3)[[0, 1, 2, 2, 1, 0]].double()
     m, s = model.dec.net(torch.cat([z, y.expand(2, 6, 3)], -1)).chunk(2, -1)

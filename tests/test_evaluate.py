@@ -1,4 +1,4 @@
-"""Evaluation: right, with honest standard errors, repeatable, bounded in memory, and without a trace in training."""
+"""Evaluation: correct, with correct standard errors, repeatable, bounded in memory, without an effect on training."""
 
 import contextlib
 
@@ -54,7 +54,7 @@ def test_every_chunk_has_random_numbers_of_its_own():
 
 
 def test_iwae_is_exact_at_the_true_posterior():
-    """Whatever the chunks of images and samples: 250 images make chunks of 100, 100, 50; 77 samples of 20 or 40."""
+    """For all chunks of images and samples: 250 images make chunks of 100, 100, 50; 77 samples of 20 or 40."""
     model = LinearGaussian()
     x = model.draw(250)
     bounds, ess = evaluate.iwae(model, (x,), (1, 10, 77))
@@ -96,7 +96,7 @@ def test_bounds_and_effective_sample_size_from_their_definitions(monkeypatch):
 
 
 def test_with_labels_summed_over_iwae_is_exact_at_the_true_posterior():
-    """Whatever the chunks: 130 images make chunks of 100 and 30; with three labels, 77 samples come six at a time."""
+    """For all chunks: 130 images make chunks of 100 and 30; with three labels, 77 samples come six at a time."""
     model = LabelledLinearGaussian()
     x = model.draw(130)
     bounds, ess = evaluate.iwae(model, (x,), (1, 10, 77))
@@ -191,7 +191,7 @@ def test_a_mixture_has_no_kl_per_unit():
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["vae.VAE", "gmvae.GMVAE", "ssvae.SSVAE"])
 def test_memory_is_bounded_and_does_not_grow_with_the_number_of_samples(model):
-    """On 100 images: IWAE-100 takes under 500 MB above the loaded process, and IWAE-5000 no more than that but for the
+    """On 100 images: IWAE-100 takes under 500 MB above the loaded process, and IWAE-5000 no more than that except the
     log-weights, 4,900 x 100 x 4 bytes = 2 MB, and 50 MB of slack for the heap; the activations would be 1.5 GB."""
     program = (
         "import resource, torch; from codebase import evaluate\n"

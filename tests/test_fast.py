@@ -1,4 +1,4 @@
-"""The faster updates do what the plain one does: same losses, same weights, same random numbers; or are not taken."""
+"""The faster updates do what the plain one does: same losses, same weights, same random numbers; or are not used."""
 
 import contextlib
 import copy
@@ -80,15 +80,15 @@ def test_the_same_losses_weights_and_moments_from_the_same_seed(name, device, tm
     assert drawn.equal(drawn_too)
     torch.manual_seed(1)
     p, q, began = (nn.utils.parameters_to_vector(m.parameters()) for m in (model, plain, MODELS[name]().to(device)))
-    # As a whole: of a gradient that is all rounding Adam takes the sign.
+    # The norm over all weights: if a gradient is only rounding noise, Adam still makes a full step.
     assert (p - q).norm() <= 1e-2 * (q - began).norm()
     states, plain_states = optimizer.state_dict()["state"], plain_adam.state_dict()["state"]
     assert optimizer.param_groups[0]["t"] == 30
     for i, state in states.items():
         found, wanted = state["exp_avg"].flatten(), plain_states[i]["exp_avg"].flatten()
-        assert torch.cosine_similarity(found, wanted, 0) > 0.999 or wanted.norm() == 0  # 0: no gradient, as of --gw 0
+        assert torch.cosine_similarity(found, wanted, 0) > 0.999 or wanted.norm() == 0  # 0: no gradient (--gw 0)
         assert found.norm() > 0 or wanted.norm() == 0
-    # What it leaves can be gone on with.
+    # The training can continue from its state.
     checkpoints.save(tmp_path, 30, model, optimizer, {}, 0.0)
     other = MODELS[name]().to(device)
     assert checkpoints.resume(tmp_path, other, Adam(other.parameters(), 1e-3), {})[0] == 30
@@ -158,7 +158,7 @@ OPTIMIZERS = {"Adam": Adam, "of torch.optim": partial(torch.optim.Adam, lr=1e-3)
 @pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_trying_it_changes_nothing(name, started):
-    """A faster update that fails half-way, or computes something else, is refused in words, and leaves no trace."""
+    """A faster update that fails half-way, or computes other numbers, is rejected with a reason, and has no effect."""
     torch.manual_seed(0)
     model = VAE(z_dim=3)
     optimizer = OPTIMIZERS[name](model.parameters())
@@ -172,7 +172,7 @@ def test_trying_it_changes_nothing(name, started):
         def wrong_update(batch):
             point = update(batch)
             with torch.no_grad():
-                model.dec.net[4].bias.add_(0.3)  # which shows in the second loss only
+                model.dec.net[4].bias.add_(0.3)  # visible only in the second loss
             return point
 
         return wrong_update
@@ -205,7 +205,7 @@ def test_when_it_is_worth_compiling():
     assert not fast.worth_compiling(mps, 10**6)
 
 
-# An edit of the step reaches every way to run it
+# An edit of the step has an effect in the plain, the compiled and the recorded step
 
 
 def edited(before="", after=""):
@@ -280,7 +280,7 @@ def test_an_edit_of_the_step_is_what_runs(edit, device):
     """The edited step gives the same weights plain and faster, and others than the unedited one. With clipping this is
     the one compilation that is tested by default."""
     if device == "cuda" and edit == "torch.optim":
-        pytest.skip("its state is made too late for a graph, which is said")
+        pytest.skip("its state is made too late for a graph, and the run says so")
     plain, quick, unedited = (trained_with(*how) for how in ((edit, device, 0), (edit, device, 1), ("none", device, 0)))
     unedited |= {key: torch.zeros_like(value) for key, value in plain.items() if key not in unedited}
 
@@ -329,7 +329,7 @@ class Counting(VAE):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_step_that_went_out_of_date_stops_the_run(device, monkeypatch):
-    """A Python number that a recorded step has kept, though it has changed since."""
+    """A Python number that changes after the step was recorded with its first value."""
     torch.manual_seed(0)
     model = Counting().to(device)
     batch = next(batches_of(model, device))
@@ -367,7 +367,7 @@ def test_a_compiled_step_sees_a_python_number_change():
 
 @pytest.mark.parametrize("quick", [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])])
 def test_what_changes_during_training_sees_the_step(quick):
-    """In the plain and in the compiled update, and where training goes on from a later step."""
+    """In the plain and in the compiled update, and if training resumes from a later step."""
     torch.manual_seed(1)
     model = WarmUp(z_dim=3)
     optimizer, batches, logged = Adam(model.parameters(), 1e-3), batches_of(model, "cpu"), {}
@@ -455,7 +455,7 @@ def test_without_a_compiler_a_run_says_so_once_and_goes_on(script, tmp_path, mon
 
 
 def test_the_precision_of_a_run(script, tmp_path, monkeypatch):
-    """--precision says how its products are computed, and joins its name where it is not the default."""
+    """--precision says how its products are computed, and is part of its name if it is not the default."""
     save_digits(tmp_path / "digits.npz")
     monkeypatch.setattr(matmul_precision, "cpu_has_bfloat16", lambda: True)
     args = ["--dataset", tmp_path / "digits.npz", "--iter_max", 5, "--z", 2, "--batch_size", 20, "--device", "cpu"]

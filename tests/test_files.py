@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and folders that one process uses at a time."""
+"""Files that are complete or absent, and folders that one process uses at a time."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The flags: every complaint is a sentence and code 2. The parser's are asked of the parser, the others of a script."""
+"""The flags: every error is a sentence and code 2. Errors of the parser are tested on it, the others on a script."""
 
 import functools
 import runpy
@@ -19,7 +19,7 @@ def flags_of(script):
 
 
 def complaint_of_the_parser(capsys, script, args):
-    """What is printed of these flags to standard error, where the process must end with code 2."""
+    """The error message for these flags; the process must end with code 2."""
     with pytest.raises(SystemExit) as stop:
         parse_flags("", flags_of(script), [str(word) for word in args])
     assert stop.value.code == 2
@@ -55,10 +55,10 @@ def complaint_of_the_parser(capsys, script, args):
         (("--full", 1), "add --train 0 or 2"),
         (("--train", 0, "--checkpoint", "x.pt", "--iter_max", 5), "both say which weights to load"),
         (("--resume", 1, "--overwrite", 1), "give one of them"),
-        (("--train", 0, "--resume", 1), "are for training: no --train 0"),
-        (("--train", 0, "--overwrite", 1), "are for training: no --train 0"),
+        (("--train", 0, "--resume", 1), "exclude --train 0"),
+        (("--train", 0, "--overwrite", 1), "exclude --train 0"),
         (("--checkpoint", "x.pt"), "add --train 0"),
-        (("--train", 0, "--checkpoint", "x.pt", "--replicates", 2), "it has no --replicates"),
+        (("--train", 0, "--checkpoint", "x.pt", "--replicates", 2), "it excludes --replicates"),
     ],
 )
 def test_complaints_of_flags_that_all_scripts_have(capsys, script, args, complaint):
@@ -88,12 +88,12 @@ def test_complaints_of_a_scripts_own_flags(capsys, script, args, complaint):
 @pytest.mark.parametrize(
     ("name", "args", "complaint"),
     [
-        # Of the parser, one of each script.
+        # Errors of the parser, one for each script.
         ("run_vae.py", ("--z", 0), "run_vae.py: error: argument --z: '0' is not"),
         ("run_gmvae.py", ("--k", 0), "run_gmvae.py: error: argument --k: '0' is not"),
         ("run_ssvae.py", ("--gw", -1), "run_ssvae.py: error: argument --gw: '-1' is not"),
         ("run_fsvae.py", ("--split", "test"), "run_fsvae.py: error: argument --split: invalid choice: 'test'"),
-        # Of the data, and of what there is.
+        # Errors that depend on the data and the files.
         ("run_vae.py", ("--train", 0, "--checkpoint", ""), "there is no such file"),
         ("run_vae.py", ("--train", 0, "--checkpoint", "x.pt"), "--checkpoint x.pt: there is no such file"),
         ("run_vae.py", ("--train", 0), "_run=0000 has no model-*.pt: train first."),

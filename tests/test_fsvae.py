@@ -94,7 +94,7 @@ def test_every_parameter_gets_a_gradient(iw):
 
 
 def test_one_batch_is_overfitted():
-    """Ten images that differ by label alone: the label tells them apart, the squared error falls to next to nothing."""
+    """Ten images that differ only by label: the model uses the label, and the squared error falls to nearly 0."""
     model = FSVAE()
     x, y = torch.rand(10, 3072), labels(*range(10)).float()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

@@ -1,4 +1,4 @@
-"""Damaged input to every reader: it succeeds with what was there, or raises the project's own error. Nothing else."""
+"""Damaged input to every reader: it returns the original contents, or raises the project's own error."""
 
 import contextlib
 import gzip
@@ -25,7 +25,7 @@ from codebase.runs.results import recorded
 from codebase.train import Adam
 
 CASES = [100, pytest.param(10_000, marks=pytest.mark.slow)]
-FEWER_CASES = [100, pytest.param(2500, marks=pytest.mark.slow)]  # of what is beside the readers of files and flags
+FEWER_CASES = [100, pytest.param(2500, marks=pytest.mark.slow)]  # of the code besides the readers of files and flags
 
 PLACES = st.floats(0, 1, exclude_max=True)
 EDITS = st.lists(
@@ -124,7 +124,7 @@ ARRAYS = st.one_of(
 
 @pytest.mark.parametrize("n", FEWER_CASES)
 def test_npz_files_of_other_arrays(tmp_path, n):
-    """Sound files whose arrays have any shape and type."""
+    """Undamaged files whose arrays have any shape and type."""
     path = tmp_path / "other.npz"
 
     def check(arrays):
@@ -339,8 +339,8 @@ def test_results_of_other_contents(tmp_path, n):
 
 @pytest.mark.parametrize("n", FEWER_CASES)
 def test_tables_of_other_contents(tmp_path, n):
-    """A results.json in which anything stands in the place of something: it is left out with a line, or makes a table
-    beside that of a sound one."""
+    """A results.json with one entry replaced by any value: it is left out with a line, or makes a table
+    beside that of an undamaged one."""
     sound = {
         "name": "model=vae_z=10_run=0000",
         "complete": True,

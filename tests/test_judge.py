@@ -30,7 +30,7 @@ def test_the_judge_is_trained_once_and_kept(images, tmp_path, capsys, monkeypatc
 
 
 def test_the_judge_learns_from_the_training_images_alone(images):
-    """Trained on labels that are one off, it is one off on the test images."""
+    """Trained with every label shifted by one, it predicts shifted labels on the test images."""
     _, percent = judge.judge(images._replace(y_train=(images.y_train + 1) % 10), torch.device("cpu"))
     assert percent.mean < 5
 

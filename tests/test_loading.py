@@ -62,7 +62,7 @@ def test_other_networks_need_the_model(tmp_path):
     model = made()
     model.loss(torch.rand(8, 12))  # moves the running statistics
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(InputError, match=r"weights.pt has other networks than the homework's: give the model too"):
+    with pytest.raises(InputError, match=r"weights.pt has other networks than the homework's: give the model, too"):
         codebase.load(tmp_path / "weights.pt")
     loaded = codebase.load(tmp_path / "weights.pt", made())
     assert loaded.enc[1].num_batches_tracked == 1

@@ -1,4 +1,4 @@
-"""Which products are how exact."""
+"""The precision of matrix products in training and in evaluation."""
 
 import contextlib
 

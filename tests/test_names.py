@@ -68,7 +68,7 @@ def test_flags_of_the_fsvae_reach_its_model_its_checkpoints_and_its_name(fsvae, 
 
 @pytest.mark.parametrize(("split", "name"), [("train", "fsvae_split=train"), ("extra", "fsvae")])
 def test_the_fsvae_on_files_of_svhn(script, tmp_path, monkeypatch, split, name):
-    """Each split is an experiment of its own; SVHN goes without saying."""
+    """Each split is an experiment of its own; SVHN is not part of the name."""
     folder = save_svhn(tmp_path / "data", monkeypatch)
     monkeypatch.setattr(judge, "STEPS", 1)
     args = ["--split", split, "--batch_size", 10, "--iter_max", 1, "--device", "cpu"]
@@ -79,7 +79,7 @@ def test_the_fsvae_on_files_of_svhn(script, tmp_path, monkeypatch, split, name):
 
 
 def test_split_where_the_glyphs_stand_in(script, tmp_path, monkeypatch, colour_digits):
-    """The docstring's --split train without network: glyphs, said loudly, and their name without a split."""
+    """The docstring's --split train without network: glyphs, with a warning, and a name without the split."""
     save_svhn(tmp_path / "elsewhere", monkeypatch)
     glyphs = data.load(colour_digits)._replace(name="glyphs")
     monkeypatch.setattr(data, "draw_glyphs", lambda shape: glyphs)

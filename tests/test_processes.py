@@ -1,4 +1,4 @@
-"""Runs of several processes: what they compute together is what one computes, and each run of a series is its own."""
+"""Runs of several processes: together they compute what one process does; the runs of a series are independent."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def test_messages(tmp_path):
         assert b == 10
         assert largest == 15
         assert gathered == [f"{i} by {i % 3}" for i in range(8)]
-    assert [path.name for path in tmp_path.glob("by *")] == ["by 0"]  # the first one alone writes
+    assert [path.name for path in tmp_path.glob("by *")] == ["by 0"]  # only the first one writes
 
 
 def rows(batch_size):
@@ -84,7 +84,7 @@ def test_every_process_has_rows_and_random_numbers_of_its_own(tmp_path):
     first, second = together(tmp_path / "12", 2, rows, 12)
     assert first[0].equal(alone[0][:6])
     assert len(second[0]) == 6
-    assert first[1].equal(alone[1])  # the first process's are those of one that is alone
+    assert first[1].equal(alone[1])  # the first process has the random numbers of a single process
     drawn = [first[1], first[3], second[1], second[3]]
     assert not any(a.equal(b) for i, a in enumerate(drawn) for b in drawn[:i])
     assert same(second, together(tmp_path / "again", 2, rows, 12)[1])
@@ -112,7 +112,7 @@ def batch_of(model, n=8):
 
 
 def steps(name, how):
-    """The points and the weights of three steps, whose noise depends on the image alone."""
+    """The points and the weights of three steps, whose noise depends only on the image."""
     vae.sample_gaussian = lambda m, v: m + v.sqrt() * torch.cos(37 * m)
     torch.manual_seed(1)
     model = MODELS[name]()
@@ -235,7 +235,7 @@ def test_a_series_is_shared_and_each_run_is_what_it_is_alone(tmp_path, flags):
     assert torchrun(tmp_path / "two", 2, *series).wait(timeout=300) == 0
     for i in range(3):
         assert same(*(state_and_results(tmp_path / folder, f"{run}{i:04d}") for folder in ("one", "two")))
-    # Each run was told of once, and the table is the same.
+    # Each run was printed once, and the table is the same.
     found = printed(tmp_path / "two")
     told = [line.split(", by ") for line in found.splitlines() if line.startswith("replicate")]
     assert sorted(replicate for replicate, _ in told) == [f"replicate {i} of 3" for i in (1, 2, 3)]
@@ -250,13 +250,13 @@ def test_a_series_is_shared_and_each_run_is_what_it_is_alone(tmp_path, flags):
 
 @pytest.mark.slow
 def test_one_run_of_two_processes(tmp_path, flags):
-    """Its files are as those of one; stopped and resumed it ends the same; one process can go on with it."""
+    """Its files are those of one process; stopped and resumed it ends the same; one process can resume it."""
     flags, run = flags
     run += "0000"
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     out = by(2, whole, *flags, "--iter_max", 50)
     assert out.count("trained 50 steps") == 1
-    assert "2 such processes" in out
+    assert "2 processes" in out
     assert printed(whole, "output-1.txt") == ""
     by(2, parts, *flags, "--iter_max", 30)
     assert "resuming after step 30" in by(2, parts, *flags, "--iter_max", 50, "--resume", 1)
@@ -279,7 +279,7 @@ def test_a_batch_that_cannot_be_shared_and_a_run_that_is_there_already_are_sente
     before = contents(tmp_path / "checkpoints")
     processes = victim.start_together(tmp_path, 2, [*flags, "--iter_max", 20])
     assert [victim.finish(process) for process in processes] == [2, 2]
-    assert "holds a run already. --resume 1 resumes" in printed(tmp_path)
+    assert "already holds a run. --resume 1 resumes" in printed(tmp_path)
     assert printed(tmp_path, "output-1.txt").count("\n") == 1
     assert contents(tmp_path / "checkpoints") == before
 
@@ -315,8 +315,8 @@ def test_one_process_finds_the_bounds_that_two_have_reported(tmp_path, name):
     found = json.loads(results.read_text())
     by(1, tmp_path, *flags, "--train", 0)
     again = json.loads(results.read_text())
-    assert "2 such processes" in found["evaluated"]["device"]
-    assert "such processes" not in again["evaluated"]["device"]
+    assert "2 processes" in found["evaluated"]["device"]
+    assert " processes" not in again["evaluated"]["device"]
     assert found["results"] == again["results"]
     assert found["results"]["test"]["iwae_10"]["n"] == 120
 
@@ -342,7 +342,7 @@ def test_a_signal_stops_all_processes_after_the_same_step(tmp_path, flags, numbe
 
 @pytest.mark.slow
 def test_a_process_of_a_series_that_is_killed_takes_nothing_of_the_others(tmp_path, flags):
-    """torchrun ends the other one, which saves the step that it is at. The same command goes on with both."""
+    """torchrun ends the other one, which saves its current step. The same command resumes both."""
     flags, run = flags
     runs = [run + "0000", run + "0001"]
     folder, whole = tmp_path / "killed", tmp_path / "whole"

@@ -63,7 +63,7 @@ def flags(tmp_path):
 
 
 def events(logs):
-    """All that TensorBoard shows: {tag: [(step, value), ...]}, of curves, pictures and texts but for the flags."""
+    """All that TensorBoard shows: {tag: [(step, value), ...]}, of curves, pictures and texts except the flags."""
     shown = EventAccumulator(str(logs), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
     shown.Reload()
     tags = shown.Tags()
@@ -101,7 +101,7 @@ def newest_state(folder):
     [("run_vae.py", 2), *(pytest.param(name, 20, marks=pytest.mark.slow) for name in SCRIPTS)],
 )
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path, flags, name, kills):
-    """SIGKILL, half of them at a random time, half in the middle of a random write; --resume 1 after each."""
+    """SIGKILL, half of them at a random time, half in a random write; --resume 1 after each."""
     chance = random.Random(0)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     killed.mkdir(), whole.mkdir()
@@ -272,7 +272,7 @@ def test_weights_of_another_model_and_of_another_z(trained, script, tmp_path, na
 
 @ALL_OF_THEM
 def test_resume_with_other_flags_than_the_run_began_with(trained, script, flags, name):
-    """In the folder of that name there is nothing; the run that was meant is named."""
+    """There is nothing in the folder of that name; the error names the run with the other flags."""
     call, folder, _ = trained(name)
     for args in (["--lr", 0.01], ["--seed", 5], ["--z", 3, "--batch_size", 20]):
         for action in (["--resume", 1], ["--train", 0]):
@@ -284,7 +284,7 @@ def test_resume_with_other_flags_than_the_run_began_with(trained, script, flags,
     folder.rename(moved)
     code, _, err = call("--z", 3, "--resume", 1)
     assert code == 2
-    assert "training.pt is of a run that began with other flags: --z was 2 and is 3." in err
+    assert "training.pt belongs to a run that began with other flags: --z was 2 and is 3." in err
     moved.rename(folder)
     assert (
         call("--resume", 1, "--iter_max", 31, "--iter_save", 5, "--keep", 0, "--iw_eval", 3, "--device", "auto")[0] == 0
@@ -344,9 +344,9 @@ def test_too_little_memory_is_a_sentence(trained, monkeypatch):
         monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x, error=error: error())
         code, _, err = call("--run", 1)
         assert code == 2
-        assert "error: there is not enough memory: smaller numbers" in err.splitlines()[-1]
+        assert "error: there is not enough memory: use smaller numbers" in err.splitlines()[-1]
     monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x: torch.zeros(2) @ torch.zeros(3))
-    with pytest.raises(RuntimeError, match="inconsistent tensor size"):  # what is a mistake in the code stays one
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):  # a mistake in the code is still raised
         call("--run", 2)
 
 
@@ -442,7 +442,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @ALL_OF_THEM_SLOWLY
 def test_a_run_is_overwritten_by_halves_or_whole_but_never_resumed_by_mistake(tmp_path, flags, name):
-    """Killed among the deletions of --overwrite 1: --resume 1 has the whole run, none, or says what is there."""
+    """Killed during the deletions of --overwrite 1: --resume 1 finds the whole run, none, or says what is left."""
     said = set()
     for die_at in (1, 2, 3, 6, 9):
         folder = tmp_path / str(die_at)
@@ -469,7 +469,7 @@ def test_a_run_of_which_only_the_training_state_is_left_is_a_run(trained):
     before = contents(folder)
     code, _, err = call("--iter_max", 5)
     assert code == 2
-    assert "holds a run already. --resume 1 resumes a run" in err
+    assert "already holds a run. --resume 1 resumes a run" in err
     assert contents(folder) == before
 
 

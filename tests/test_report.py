@@ -86,7 +86,7 @@ def test_runs_of_other_seeds_are_of_one_configuration_and_one_seed_counts_once(s
     assert "| runs | 2 |" in out
     assert "| seeds | 0, 7 |" in out
     assert "| subset NELBO | 2.00 ± 1.00 |" in out
-    assert "run=0002/results.json: has the seed of run 1" in out
+    assert "run=0002/results.json: has the same seed as run 1" in out
 
 
 def test_of_numbers_that_only_some_runs_have_it_says_how_many(script, log):

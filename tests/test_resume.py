@@ -1,4 +1,4 @@
-"""A run that is there already: resumed, overwritten, left alone; a run that is stopped, by a signal or an error."""
+"""An existing run: resumed, overwritten, or not changed; a run that is stopped by a signal or an error."""
 
 import contextlib
 import itertools
@@ -42,7 +42,7 @@ def test_same_seed_same_weights_bit_for_bit(vae, folders, tmp_path):
 
 
 def test_resume_gives_what_an_uninterrupted_run_gives(vae, folders):
-    """220 steps, against 110 that are gone on with to 220: weights, training state, curves, and numbers."""
+    """220 steps, against 110 that are resumed to 220: weights, training state, curves, and numbers."""
     vae("--iter_max", 220, "--iter_save", 1000)
     checkpoints, logs = folders()
     a, state, curve = (
@@ -130,7 +130,7 @@ def test_resume_with_nothing_to_do_and_with_nothing_there(vae, folders):
     before = contents(checkpoints)
     code, out, _ = vae("--resume", 1)
     assert code == 0
-    assert "at step 30 already" in out
+    assert "already at step 30" in out
     assert contents(checkpoints) == before
     record = json.loads((logs / "results.json").read_text())
     assert record["trained"]["steps"] == 30
@@ -213,7 +213,7 @@ def at_step(monkeypatch):
 
 @pytest.mark.parametrize("number", STOPS)
 def test_a_signal_finishes_the_step_and_saves_it(vae, folders, handled, at_step, number):
-    """Gone on with, the run has the weights of one that was never stopped; the signal does again what it did before."""
+    """Resumed, the run has the weights of an uninterrupted run; afterwards the signal has its usual effect again."""
     handled()
     at_step(7, [number])
     before = signal.getsignal(number)
@@ -235,7 +235,7 @@ def test_a_second_ctrl_c_stops_at_once(vae, folders, handled, at_step):
     at_step(7, [signal.SIGINT, signal.SIGINT])
     code, out, _ = vae()
     assert code == 130
-    assert "once more stops at once" in out
+    assert "a second Ctrl-C stops at once" in out
     assert "which is saved" not in out
     assert saved(folders()[0]) == set()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

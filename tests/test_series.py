@@ -13,7 +13,7 @@ def results_of(folder):
 
 
 def test_replicates_are_the_runs_that_they_would_be_alone(vae, tmp_path):
-    """Those of numbers 1 and 2, bit for bit, and then their table."""
+    """The runs 1 and 2, bit for bit, and then their table."""
     usual = ["--train", 2, "--iw_eval", "1,3", "--z", 2]
     code, out, _ = vae(*usual, "--run", 1, "--replicates", 2)
     assert code == 0
@@ -45,21 +45,21 @@ def test_a_series_goes_on_where_it_was_interrupted(vae, tmp_path, monkeypatch):
     first = contents(min(tmp_path.glob("checkpoints/*"))) | contents(min(tmp_path.glob("logs/*")))
     code, out, _ = vae(*usual)
     assert code == 0
-    assert out.count("finished before") == 1
+    assert out.count("already finished") == 1
     assert "resuming after step 4" in out
     assert "| runs | 3 |" in out
     assert all(path.read_bytes() == content for path, content in first.items())
     assert all(same(weights(path, 6), there) for path, there in expected.items())
 
-    # All are finished; then more is asked of them than they have; then they are evaluated; then begun anew.
+    # All are finished; then more results are requested; then they are evaluated; then started again.
     everything = contents(tmp_path)
     _, again, _ = vae(*usual)
-    assert again.count("finished before") == 3
+    assert again.count("already finished") == 3
     assert contents(tmp_path) == everything
     for _ in range(2):
         _, bounds, _ = vae(*usual, "--train", 2, "--iw_eval", 7)
         assert "| subset IWAE-7 |" in bounds
-    assert bounds.count("finished before") == 3
+    assert bounds.count("already finished") == 3
     code, evaluated, _ = vae("--z", 2, "--replicates", 2, "--train", 0, "--iw_eval", 5)
     assert code == 0
     assert "| runs | 2 |" in evaluated
@@ -78,7 +78,7 @@ def test_a_run_that_is_no_longer_whole_is_not_finished(vae, tmp_path):
     del record["complete"]
     path.write_text(json.dumps(record))
     _, out, _ = vae("--z", 2, "--replicates", 2)
-    assert "finished before" not in out
+    assert "already finished" not in out
     assert json.loads(path.read_text())["complete"] is True
 
 
@@ -87,5 +87,5 @@ def test_the_supervised_baseline_has_replicates_though_it_has_no_bounds(on_digit
     on_digits("run_ssvae.py", *usual)
     code, out, _ = on_digits("run_ssvae.py", *usual)
     assert code == 0
-    assert out.count("finished before") == 2
+    assert out.count("already finished") == 2
     assert "| test accuracy, % |" in out

@@ -13,7 +13,7 @@ from codebase import judge
 
 @pytest.fixture
 def images(tmp_path):
-    """images(shape, classes): the path of an .npz with a bright bar whose place is the label; classes 0: no labels."""
+    """images(shape, classes): the path of an .npz with a bright bar, whose place is the label; classes 0: no labels."""
 
     def write(shape, classes, n_train=104, n_test=78):
         arrays = {}

@@ -210,7 +210,7 @@ def test_with_gw_0_nothing_generative_is_computed(monkeypatch):
 
 
 def test_it_learns_digits_from_two_labels_each():
-    """Ten bars, one a digit, of which 20 are labelled: nearly all are told apart, and the ELBO rises."""
+    """Ten bars, one for each digit, 20 images labelled: nearly all are classified correctly, and the ELBO rises."""
 
     def bars(n):
         y = torch.arange(n) % 10
@@ -269,7 +269,7 @@ def test_the_classifier_is_three_layers_with_relu_and_built_last():
 
 
 def test_samples_and_reconstructions():
-    """A decoder that ignores z and lights pixel y alone: every digit one time in ten; reconstructions at argmax q."""
+    """A decoder that ignores z and lights only pixel y: every digit one time in ten; reconstructions at argmax q."""
     model = SSVAE(z_dim=3)
     with torch.no_grad():
         for layer in model.dec.net[::2]:

@@ -1,4 +1,4 @@
-"""The loop: the numbers of the textbook one; all is logged and saved that should be, and nothing that is not finite."""
+"""The loop: the numbers of the textbook loop; it logs and saves all that it should, and nothing that is not finite."""
 
 import weakref
 from functools import partial
@@ -199,7 +199,7 @@ class HugeGradient(nn.Module):
 
 
 def test_an_optimiser_that_is_not_finite_is_never_saved():
-    """Adam would divide by the infinite moment ever after: the weight stays where it is, finite."""
+    """Adam would divide by the infinite moment in all later steps: the weight would stay constant and finite."""
     model = HugeGradient()
     with pytest.raises(NonFiniteError, match=r"the optimizer's exp_avg_sq of w is not finite after step 1"):
         run(model, 1, batches=ones())
@@ -207,7 +207,7 @@ def test_an_optimiser_that_is_not_finite_is_never_saved():
 
 
 class Reads(TorchFunctionMode):
-    """Inside: how often a value is asked for that Python, or the CPU, needs at once: a GPU would be waited for."""
+    """In the block: counts how often Python or the CPU needs a value at once; with a GPU it would wait each time."""
 
     def __init__(self):
         super().__init__()
@@ -220,7 +220,7 @@ class Reads(TorchFunctionMode):
 
 
 def test_the_loop_asks_for_no_value_between_what_it_logs():
-    """However many steps there are between two points of the curves, the values are asked for there alone."""
+    """Values are read only when the curves are logged, for any number of steps in between."""
     asked = []
     for iter_max in (1, 99):
         with Reads() as reads:

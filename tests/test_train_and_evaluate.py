@@ -57,7 +57,7 @@ def test_train_then_evaluate(vae, folders):
     assert code == 0
     assert "model-00030.pt" in out
     bounds = [float(x) for x in re.findall(r"^Negative IWAE-\d+: (-?\d+\.\d\d) ± \d+\.\d\d$", out, re.M)]
-    assert len(bounds) == 4  # on the subset alone
+    assert len(bounds) == 4  # only on the subset
     assert sorted(bounds, reverse=True) == bounds
     assert contents(checkpoints) == before
     after = json.loads((logs / "results.json").read_text())
@@ -72,7 +72,7 @@ def test_train_then_evaluate(vae, folders):
     assert after["trained"] == record["trained"]
     assert after["flags"] == record["flags"]
 
-    # An earlier step's numbers and pictures stay apart from the run's.
+    # An earlier step's numbers and pictures are kept separate from the run's.
     before = contents(logs)
     assert vae("--z", 2, "--train", 0, "--iter_max", 20, "--iw_eval", 2)[0] == 0
     assert contents(logs).items() >= before.items()
@@ -107,7 +107,7 @@ def test_iw_eval_chooses_the_bounds_and_says_how_far_to_trust_them(vae, folders)
 
 
 def test_a_file_of_the_homeworks_weights_is_evaluated(vae, tmp_path):
-    """A bare state_dict of the homework's keys, in another order; results land apart from any run's."""
+    """A bare state_dict of the homework's keys, in another order; its results are separate from those of all runs."""
     state = VAE(z_dim=10).state_dict()
     torch.save(dict(sorted(state.items())), tmp_path / "theirs.pt")
     code, out, _ = vae("--train", 0, "--checkpoint", "theirs.pt", "--iw_eval", 2)
@@ -225,7 +225,7 @@ def test_the_labelled_images_are_chosen_by_the_seed(on_digits, digits, folders):
 
 
 def test_the_supervised_baseline(on_digits, folders):
-    """--gw 0 trains the classifier alone, and says nothing of the generative model, which has learned nothing."""
+    """--gw 0 trains only the classifier, and reports nothing about the generative model, which is untrained."""
     code, out, _ = on_digits("run_ssvae.py", "--gw", 0, "--iter_max", 100)
     assert code == 0
     assert "nats" not in out

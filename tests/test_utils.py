@@ -94,7 +94,7 @@ def test_log_normal_mixture_in_float32_at_extremes():
 
 @pytest.mark.slow
 def test_log_normal_mixture_of_many_rows_is_that_of_each_in_bounded_memory():
-    """100,000 rows with 500 components: all at once the pairs alone would take 400 MB; the peak grows by under 200."""
+    """100,000 rows with 500 components: all at once, only the pairs would take 400 MB; the peak grows by under 200."""
     program = (
         "import resource, torch; from codebase.utils import log_normal_mixture as f\n"
         "torch.manual_seed(0); z, m, v = torch.randn(100_000, 10), torch.randn(500, 10), torch.rand(500, 10) + 0.1\n"
@@ -102,7 +102,7 @@ def test_log_normal_mixture_of_many_rows_is_that_of_each_in_bounded_memory():
         "all = f(z, m, v); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
         "torch.testing.assert_close(all[::9973], torch.stack([f(row, m, v) for row in z[::9973]]))\n"
     )
-    # The allocator keeps up to 150 MB now and then, so one of three processes has to be below; in KiB.
+    # The allocator sometimes keeps up to 150 MB, so one of three processes must be below the limit; in KiB.
     assert any(int(printed_by(program)) < 200_000 for _ in range(3))
 
 
@@ -185,13 +185,13 @@ def test_gaussian_parameters(dim):
 
 
 def test_sample_gaussian_is_gaussian_with_that_mean_and_variance():
-    """Kolmogorov-Smirnov on 100,000 draws; with this fixed seed no chance, otherwise it would fail once in 1,000."""
+    """Kolmogorov-Smirnov on 100,000 draws. It passes with this fixed seed; with others it would fail once in 1,000."""
     m, v = torch.tensor([-1.0, 2.0], dtype=torch.float64), torch.tensor([0.25, 9.0], dtype=torch.float64)
     z = utils.sample_gaussian(m.expand(100_000, 2), v)
     for d in range(2):
         cdf = scipy.stats.norm(m[d].item(), math.sqrt(v[d].item())).cdf
         assert scipy.stats.kstest(z[:, d].numpy(), cdf).pvalue > 1e-3
-    assert abs(torch.corrcoef(z.T)[0, 1]) < 0.015  # a draw of its own for each dimension
+    assert abs(torch.corrcoef(z.T)[0, 1]) < 0.015  # an independent draw for each dimension
 
 
 def test_sample_gaussian_draws_for_every_element_of_the_broadcast_shape():

@@ -215,7 +215,7 @@ def test_samples():
     assert z.shape == (20_000, 3)
     assert z.mean(0).abs().max() < 0.04
     assert (z.var(0) - 1).abs().max() < 0.06
-    assert (torch.corrcoef(z.T) - torch.eye(3)).abs().max() < 0.04  # a draw of its own for each dimension
+    assert (torch.corrcoef(z.T) - torch.eye(3)).abs().max() < 0.04  # an independent draw for each dimension
     x = model.sample_x(7)
     assert x.shape == (7, 784)
     assert set(x.unique().tolist()) == {0.0, 1.0}
@@ -229,9 +229,9 @@ def test_samples():
 
 
 class WidePrior(LinearGaussian):
-    """LinearGaussian with the prior N(mean, diag(var)): a density and a sampler, and nothing else, are its own.
+    """LinearGaussian with the prior N(mean, diag(var)): it overrides only a density and a sampler.
 
-    (It also tells the true posterior and log p(x), for the tests to compare with.)
+    (It also gives the true posterior and log p(x), for the tests to compare with.)
     """
 
     mean, var = torch.tensor([0.5, -1.0, 2.0]).double(), torch.tensor([0.5, 4.0, 9.0]).double()
@@ -288,7 +288,7 @@ def test_a_prior_made_from_the_standard_one_keeps_its_constants():
 
 
 class Rows(nn.Module):
-    """A network that takes rows alone, (N, n), and answers in the shape of an image."""
+    """A network that takes only rows, (N, n), and returns the shape of an image."""
 
     def __init__(self, n_in, n_out, shape=(-1,)):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Run scripts in processes of their own, to be killed: by a signal, or by themselves in the middle of a write.
+"""Run scripts in separate processes, to be killed: by a signal, or by themselves in the middle of a write.
 
 They are forked from a process that has imported everything already, so that a test can afford dozens of them.
 """
@@ -29,15 +29,15 @@ FORKS.set_forkserver_preload(["victim"])
 
 
 def start(folder, args, die_at=None, disk=None, rank=0, torchrun=None):
-    """Start a script, args[0], in a folder. Its output is in folder/output.txt then. Returns the process.
+    """Start a script, args[0], in a folder. Its output goes to folder/output.txt. Returns the process.
 
     die_at: the write at which it kills itself: in the middle of a file or event, before it is flushed, before and after
-    it is renamed, before an old file is deleted. disk: how many bytes a file can have, as if the disk were full then.
+    it is renamed, before an old file is deleted. disk: the largest size of a file in bytes, as if the disk were full.
     rank, torchrun: see start_together.
     """
     process = FORKS.Process(target=run, args=(folder, [*map(str, args)], die_at, disk, rank, torchrun), daemon=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # of the process that they are forked from
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the process that they are forked from
         process.start()
     return process
 
@@ -53,7 +53,7 @@ def start_together(folder, n, args):
 
 
 def finish(process):
-    """Wait for its end. Returns its exit code, which is None where it has none after minutes; it is killed then."""
+    """Wait for its end. Returns its exit code; after some minutes the process is killed, and the code is None."""
     process.join(timeout=300)
     code = process.exitcode
     process.kill()
@@ -73,10 +73,10 @@ def run(folder, args, die_at, disk, rank, torchrun):
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(io.FileIO(stream, "w", closefd=False), line_buffering=True) for stream in (1, 2)
     )
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore,
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and this what nohup starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and programs started by nohup this one
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its usual one has a semaphore, which nobody would take back from the killed
+    tqdm.set_lock(threading.RLock())  # tqdm's usual lock has a semaphore, which a killed process would never release
     train.LOG_EVERY = 7
     judge.STEPS = 5
     if die_at is not None:
@@ -88,7 +88,7 @@ def run(folder, args, die_at, disk, rank, torchrun):
 
 
 def die_at_write(n):
-    """SIGKILL at the n-th of the places at which writes can be cut."""
+    """SIGKILL at the n-th place at which a write can be interrupted."""
     passed = [0]
 
     def here():

@@ -1,4 +1,4 @@
-"""The fully supervised VAE: images given their labels, style apart from content (homework, bonus problem).
+"""The fully supervised VAE: images given their labels, style separated from content (homework, bonus problem).
 
     p(z)     = N(z; 0, I)
     p(x|y,z) = N(x; mu(y, z), 0.1 I),         mu from dec(z, y)
@@ -18,12 +18,12 @@ from codebase.utils import log_normal
 
 
 class FSVAE(VAE):
-    """FSVAE of images x in [0, 1]^X, channel first; X = 3072 is 32 x 32 in colour. classes: C. The rest as in VAE."""
+    """FSVAE of images x in [0, 1]^X, channel first; X = 3072: 32 x 32 in colour. classes: C. The others as in VAE."""
 
     def __init__(self, z_dim=10, iw=1, *, classes=10, x_dim=3072, n_hidden=500, **networks):
         super().__init__(z_dim, iw, x_dim=x_dim, y_dim=classes, n_hidden=n_hidden, **networks)
         self.classes = classes
-        self.register_buffer("x_v", torch.tensor(0.1), persistent=False)  # absent from the homework's files
+        self.register_buffer("x_v", torch.tensor(0.1), persistent=False)  # not in the homework's files
 
     def log_likelihood(self, x, z, y):
         """log p(x|y, z) in nats. x: (B, X); z: (..., B, D); y: (B, C), one-hot. Returns (..., B)."""
@@ -34,8 +34,8 @@ class FSVAE(VAE):
         return apply(self.dec, z, y).clamp(0, 1)
 
     def sample_x(self, n, y):
-        """n pictures clip(mu(y, z)), z ~ p(z): the homework's heuristic, a draw of x without its noise.
+        """n pictures clip(mu(y, z)), z ~ p(z): the homework's heuristic, the mean of x instead of a draw.
 
-        y: (n, C), a one-hot row for each, or (C,), one for all. Returns (n, X) in [0, 1].
+        y: (n, C), a one-hot row for each picture, or (C,), one row for all. Returns (n, X) in [0, 1].
         """
         return self.mean_x(self.sample_z(n), y)

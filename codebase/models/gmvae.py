@@ -19,7 +19,7 @@ class GMVAE(VAE):
 
     def __init__(self, z_dim=10, k=500, iw=1, **networks):
         super().__init__(z_dim, iw, **networks)
-        # Means in the first k rows; in the others the variances, before the softplus.
+        # The first k rows are the means, the other k the variances before the softplus.
         self.z_pre = nn.Parameter(torch.randn(1, 2 * k, z_dim) / math.sqrt(k * z_dim))
         self.register_buffer("pi", torch.full((k,), 1 / k))  # the uniform weights, as in the homework's files
 
@@ -32,7 +32,7 @@ class GMVAE(VAE):
         return log_normal_mixture(z, *self.prior())
 
     def sample_z(self, n):
-        """n draws of z ~ p(z): a component by its weight, then a draw from it. Returns (n, D)."""
+        """n draws of z ~ p(z): first a component by its weight, then z from it. Returns (n, D)."""
         m, v = self.prior()  # (K, D)
         component = torch.multinomial(self.pi, n, replacement=True)  # (n,)
         return sample_gaussian(m[component], v[component])

@@ -1,4 +1,4 @@
-"""The semi-supervised VAE: few of the labels y are seen (homework, Problem 4; Kingma et al. 2014, model M2).
+"""The semi-supervised VAE: few of the labels y are observed (homework, Problem 4; Kingma et al. 2014, model M2).
 
     p(y)     = 1/C
     p(z)     = N(z; 0, I)
@@ -6,8 +6,8 @@
     q(y|x)   = Cat(y; softmax(cls(x))), the classifier
     q(z|x,y) = N(z; m(x, y), diag v(x, y)),   m, v from enc(x, y)
 
-Given y it is the VAE, whose methods take y as their last argument. The bounds on log p(x) sum over all labels, exactly:
-they pass every_y, (C, 1, C), as y, and get results with a leading dimension C, whose entry c is for y = c.
+Given y it is the VAE, whose methods take y as their last argument. The bounds on log p(x) sum exactly over all labels:
+they pass every_y, (C, 1, C), as y, and get results with a leading dimension C; entry c is for y = c.
 
 Dimension letters: B images, X pixels, D latent dimensions, M importance samples, C classes.
 """
@@ -49,7 +49,7 @@ class SSVAE(VAE):
         x: (B, X); y: (B, C). Returns {'nelbo', 'kl_z', 'kl_y', 'rec'}, each (B,): nelbo = kl_z + kl_y + rec,
         kl_z = D_KL(q(z|x, y) || p(z)), kl_y = -log p(y) = log C, rec = -log p(x|y, z) at one z ~ q(z|x, y).
         """
-        given_y = super().elbo_terms(x, y)  # of the bound on log p(x|y)
+        given_y = super().elbo_terms(x, y)  # terms of the bound on log p(x|y)
         kl_y = torch.full_like(given_y["kl"], math.log(self.classes))  # (B,)
         return {"nelbo": given_y["nelbo"] + kl_y, "kl_z": given_y["kl"], "kl_y": kl_y, "rec": given_y["rec"]}
 
@@ -71,7 +71,7 @@ class SSVAE(VAE):
     def log_weights(self, x, iw):
         """The logs of w_i = sum_y p(y) p(x, z_iy|y) / q(z_iy|x, y), with one z_iy ~ q(z|x, y) for every y, in nats.
 
-        x: (B, X). Returns (log_w, kl, rec), each (M, B): kl and rec as in elbo_terms, where kl is that of (y, z).
+        x: (B, X). Returns (log_w, kl, rec), each (M, B): kl and rec as in elbo_terms; kl is that of y and z together.
         The sum over y is exact and does not need q(y|x). E[w_i] = p(x), and E[log w_i] is at least the ELBO.
         """
         log_w, kl_z, rec = super().log_weights(x, iw, self.every_y)  # (M, C, B)
@@ -80,10 +80,10 @@ class SSVAE(VAE):
         return log_mean_exp(log_w, dim=1), (q * kl).sum(1), (q * rec).sum(1)
 
     def loss(self, x, x_labelled, y_labelled):
-        """What training minimises, and what its curves show: (scalar in nats, {tag: scalar}).
+        """The loss of the training, and the values of its curves: (scalar in nats, {tag: scalar}).
 
         gen_weight (-ELBO(x)) + class_weight (-log q(y|x) on the labelled images), each averaged over its images.
-        x: (B, X); x_labelled: (B', X); y_labelled: (B', C). With gen_weight = 0 nothing generative is computed.
+        x: (B, X); x_labelled: (B', X); y_labelled: (B', C). With gen_weight = 0 the ELBO is not computed.
         """
         log_q = self.log_q_y(x_labelled)  # (B', C)
         ce = -(y_labelled * log_q).sum(-1).mean()
@@ -95,15 +95,15 @@ class SSVAE(VAE):
             summaries = summaries | {"gen/elbo": -nelbo, "gen/kl_z": kl_z, "gen/kl_y": kl_y, "gen/rec": rec}
         return loss, summaries
 
-    # Sampling, reconstruction, and what the latent units do
+    # Sampling, reconstruction, and the use of the latent units
 
     def sample_x(self, n):
-        """n draws of a binary image x ~ p(x), each of a label y ~ p(y). Returns (n, X) in {0, 1}."""
+        """n draws of a binary image x ~ p(x), each with its own label y ~ p(y). Returns (n, X) in {0, 1}."""
         y = self.every_y[torch.randint(self.classes, (n,), device=self.every_y.device), 0]  # (n, C)
         return super().sample_x(n, y)
 
     def reconstruct(self, x):
-        """E[x'|y, z] at the likeliest y, by q(y|x), and the mean z of q(z|x, y). x: (B, X). Returns (B, X)."""
+        """E[x'|y, z] at the y of largest q(y|x) and the mean z of q(z|x, y). x: (B, X). Returns (B, X)."""
         return super().reconstruct(x, self.every_y[self.log_q_y(x).argmax(-1), 0])
 
     def latent_units(self, x):

@@ -4,8 +4,8 @@
     p(x|z) = Bern(x; sigmoid(dec(z)))
     q(z|x) = N(z; m(x), diag v(x)),   m, v from enc(x)
 
-A model is its densities; the bounds below are computed from them. A subclass with another prior overrides log_prior and
-sample_z. One with another likelihood overrides log_likelihood, mean_x and sample_x.
+A model is defined by its densities; the bounds below are computed from them. A subclass with another prior overrides
+log_prior and sample_z. One with another likelihood overrides log_likelihood, mean_x and sample_x.
 
 *y are labels, one-hot rows (..., B, C), for the models that condition on them (Problem 4, bonus). The methods here only
 pass them on: posterior(x, y) is then q(z|x, y), log_likelihood(x, z, y) is log p(x|y, z), and the bounds are those of
@@ -45,7 +45,7 @@ class VAE(nn.Module):
         self.z_dim, self.iw, self.x_dim = z_dim, iw, x_dim
         self.enc = MLP(x_dim + y_dim, n_hidden, 2 * z_dim) if enc is None else enc
         self.dec = MLP(z_dim + y_dim, n_hidden, x_dim) if dec is None else dec
-        # N(0, I), in the state_dict as in the homework's files; not in that of a model with another prior.
+        # N(0, I). In the state_dict, as in the homework's files, unless the model has another prior.
         self.standard_prior = type(self).log_prior is VAE.log_prior
         self.register_buffer("z_prior_m", torch.zeros(1), persistent=self.standard_prior)
         self.register_buffer("z_prior_v", torch.ones(1), persistent=self.standard_prior)
@@ -94,7 +94,7 @@ class VAE(nn.Module):
         """The logs of the importance weights w_i = p(x, z_i) / q(z_i|x), z_i ~ q(z|x), i = 1, ..., M = iw, in nats.
 
         x: (B, X). Returns (log_w, kl, rec), each (M, ..., B): log_w = -(kl + rec), kl = log q(z_i|x) - log p(z_i) at
-        this very sample, never the closed form, and rec = -log p(x|z_i). E[w_i] = p(x).  (Problem 3.2)
+        the same sample z_i, never in closed form, and rec = -log p(x|z_i). E[w_i] = p(x).  (Problem 3.2)
         """
         qm, qv = self.posterior(x, *y)  # (..., B, D)
         z = sample_gaussian(qm.expand(iw, *qm.shape), qv)  # (M, ..., B, D)
@@ -116,14 +116,14 @@ class VAE(nn.Module):
         return -log_mean_exp(log_w, dim=0).mean(), kl.mean(), rec.mean()
 
     def loss(self, x, *y):
-        """What training minimises, and what its curves show: (scalar in nats, {tag: scalar}). x: (B, X)."""
+        """The loss of the training, and the values of its curves: (scalar in nats, {tag: scalar}). x: (B, X)."""
         if self.iw == 1:
             loss, kl, rec = self.negative_elbo_bound(x, *y)
         else:
             loss, kl, rec = self.negative_iwae_bound(x, self.iw, *y)
         return loss, {"gen/elbo": -(kl + rec), "gen/kl_z": kl, "gen/rec": rec}
 
-    # Sampling, reconstruction, and what the latent units do
+    # Sampling, reconstruction, and the use of the latent units
 
     def sample_z(self, n):
         """n draws of z ~ p(z). Returns (n, D)."""
@@ -142,7 +142,7 @@ class VAE(nn.Module):
         return self.mean_x(self.posterior(x, *y)[0], *y)
 
     def latent_units(self, x, *y):
-        """What each dimension of z carries of an image: its posterior mean, and its share of the KL in nats.
+        """For each dimension of z, its posterior mean and its part of the KL, in nats.
 
         x: (B, X). Returns (E[z|x], KL), each (..., B, D); None for the KL if the prior is not N(0, I).
         """

@@ -1,6 +1,6 @@
 """Checkpoints: model-{step:05d}.pt, a bare state_dict as in the homework, and training.pt, to resume from.
 
-training.pt holds all that a resumed run needs, the weights too. Every file is whole or absent. Files are read with
+training.pt holds everything that a resumed run needs, the weights too. Files are written atomically. They are read with
 weights_only=True: nothing in them is executed.
 """
 
@@ -16,7 +16,7 @@ from codebase.errors import InputError
 from codebase.random_state import random_state, set_random_state
 from codebase.runs.files import write_atomically
 
-SKIPPED = {"y_prior", "x_v"}  # constants that some versions of the homework saved, and no model here needs
+SKIPPED = {"y_prior", "x_v"}  # constants in some versions of the homework's files; no model here needs them
 
 
 def steps(folder):
@@ -36,7 +36,7 @@ def state_path(folder):
 def save(folder, step, model, optimizer, experiment, seconds):
     """Save the weights after `step` steps, then the training state.
 
-    experiment: a dict of what decides the run's weights; the run can only be resumed with the same one.
+    experiment: a dict of all that determines the run's weights; the run can only be resumed with the same one.
     seconds: spent on training so far.
     """
     weights = model.state_dict()
@@ -62,7 +62,7 @@ def prune(folder, step, keep, iter_save):
 
 
 def read(path):
-    """What torch.save put into a file, on the CPU. InputError if it cannot be read, or not without executing it."""
+    """The contents of a torch.save file, on the CPU. InputError if it cannot be read without executing code in it."""
     if not Path(path).exists():
         raise InputError(f"{path} does not exist.")
     try:
@@ -114,7 +114,7 @@ def fill(model, weights, path):
 
 
 def resume(folder, model, optimizer, experiment):
-    """Put model, optimizer and random numbers back to where the run's last save left them.
+    """Restore model, optimizer and random numbers from the run's last save.
 
     Returns its step, and the seconds spent on training. InputError if the training state cannot be read, or is that of
     another model or experiment.
@@ -123,10 +123,10 @@ def resume(folder, model, optimizer, experiment):
     state = read(path)
     try:
         then = state["flags"]
-        known = {k: v for k, v in experiment.items() if k in then and v is not None}  # None: the data decide
+        known = {k: v for k, v in experiment.items() if k in then and v is not None}  # None: the data determine it
         other = [f"--{name} was {then[name]} and is {value}" for name, value in known.items() if then[name] != value]
         if other:
-            raise InputError(f"{path} is of a run that began with other flags: {', '.join(other)}.")
+            raise InputError(f"{path} belongs to a run that began with other flags: {', '.join(other)}.")
         fill(model, state["weights"], path)
         optimizer.load_state_dict(state["optimizer"])
         set_random_state(state["random"])

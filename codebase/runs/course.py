@@ -1,4 +1,4 @@
-"""The course of a run: open it, train its model or load it. The report is in results.py."""
+"""A run from start to end: open it, train or load its model. The report is in results.py."""
 
 import argparse
 import contextlib
@@ -40,7 +40,7 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(model, flags, images, usual_data="mnist"):
-    """The run of a model, such as 'vae', on its data: `with open_run(...) as run:` trains or loads it, and reports.
+    """The run of a model, such as 'vae', on its data: `with open_run(...) as run:` trains or loads it, then reports.
 
     Inside, no other process can train this run. When the block ends, results.json is marked complete. usual_data: the
     data set that the run's name does not mention. InputError if the flags do not fit the data or the machine.
@@ -49,7 +49,7 @@ def open_run(model, flags, images, usual_data="mnist"):
         raise InputError(f"--batch_size {flags.batch_size} is more than the {len(images.x_train):,} training images.")
     device, device_in_words = choose_device(flags.device)
     if flags.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise cuBLAS would refuse
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
     torch.use_deterministic_algorithms(bool(flags.deterministic))
     name = flags.run_name(model, images, usual_data)
     if flags.checkpoint is not None:
@@ -62,7 +62,7 @@ def open_run(model, flags, images, usual_data="mnist"):
     folder, logs = Path("checkpoints", name), Path("logs", name)
     done = checkpoints.steps(folder)
     if flags.train == 0 and done and flags.step not in (None, done[-1]):
-        logs = logs / f"step={flags.step:05d}"  # apart from the results of the last step
+        logs = logs / f"step={flags.step:05d}"  # separate from the results of the last step
     record = {
         "name": name,
         "flags": flags.values(),
@@ -75,11 +75,11 @@ def open_run(model, flags, images, usual_data="mnist"):
     run.finished = flags.replicates > 1 and flags.train > 0 and not flags.overwrite and finished(run)
     flags.logs = logs  # where the table of a series finds the results
     if run.finished:
-        print(f"finished before: {logs} has its results", flush=True)
+        print(f"already finished: {logs} has its results", flush=True)
         yield run
         return
     if flags.train:
-        is_resumed(run)  # it complains before anything is done
+        is_resumed(run)  # raises its errors before anything is done
     print(f"device       {device_in_words}")
     print(f"data         {images.origin}: {len(images.x_train):,} training and {len(images.x_test):,} test images")
     print(f"run          {name}, seed {flags.seed}")
@@ -96,11 +96,11 @@ HELD_OUT = {"eval/nelbo_test": "subset", "eval/nelbo_train": "train"}  # curves 
 
 
 def train_or_load(run, model, batches, draw, splits=None):
-    """Give the model its weights: train it, or with --train 0 load them. Draws its pictures.
+    """Train the model, or with --train 0 load its weights. Draws its pictures.
 
-    batches: start -> the endless training batches from that step on. draw: (writer, step) -> None, draws the pictures;
-    writer is None if there is nothing to log to. splits: as data.binary_splits returns them; the negative ELBO of the
-    test subset and of some training images is logged at every checkpoint. Of several processes all call this function.
+    batches(start): the endless training batches from that step on. draw(writer, step): draws the pictures; writer is
+    None if nothing is logged. splits: as data.binary_splits returns them; the negative ELBO of the test subset and of
+    some training images is logged at every checkpoint. If there are several processes, all call this function.
     """
     if run.flags.train:
         train_run(run, model, batches, draw, splits or {})
@@ -111,7 +111,7 @@ def train_or_load(run, model, batches, draw, splits=None):
 
 
 def train_run(run, model, batches, draw, splits):
-    """Train the model as the flags say, and save, log and draw at every checkpoint. The first process writes."""
+    """Train the model as the flags say, and save, log and draw at every checkpoint. Only the first process writes."""
     flags, first = run.flags, processes.rank() == 0
     optimizer = Adam(model.parameters(), flags.lr)
     experiment = flags.experiment(run.data)
@@ -130,7 +130,7 @@ def train_run(run, model, batches, draw, splits):
                 writer.add_scalar(tag, value, step)
 
         def save(step):
-            processes.copy_from_first(model.buffers())  # such as BatchNorm's statistics, so that all evaluate alike
+            processes.copy_from_first(model.buffers())  # e.g. BatchNorm's statistics: all evaluate the same model
             check(step)
             with evaluate.evaluating(model):
                 draw(writer, step)
@@ -138,7 +138,7 @@ def train_run(run, model, batches, draw, splits):
                 if name in splits:
                     log(step, {tag: evaluate.elbo(model, splits[name])["nelbo"].mean})
             if first:
-                writer.flush()  # before the checkpoint, as a resumed run does not log these steps again
+                writer.flush()  # before the checkpoint, because a resumed run does not log these steps again
                 seconds = seconds_before + time.monotonic() - began
                 checkpoints.save(run.checkpoints, step, model, optimizer, experiment, seconds)
                 if flags.keep:
@@ -158,7 +158,7 @@ def train_run(run, model, batches, draw, splits):
     if step > start:
         print(f"trained {step - start:,} steps in {seconds:.0f} s, {(step - start) / seconds:.0f} a second", flush=True)
     else:
-        print(f"nothing to train: this run is at step {start:,} already; a larger --iter_max trains on", flush=True)
+        print(f"nothing to train: this run is already at step {start:,}; a larger --iter_max trains longer", flush=True)
         run.record.update(results_before)
     write_results(run)
     if signals:
@@ -168,7 +168,7 @@ def train_run(run, model, batches, draw, splits):
 
 
 def is_resumed(run):
-    """Is the run to be resumed, not started? InputError if the flags do not fit what is in its folder."""
+    """Should the run be resumed, not started? InputError if the flags do not fit what is in its folder."""
     flags, folder = run.flags, run.checkpoints
     state = checkpoints.state_path(folder)
     if flags.overwrite:
@@ -176,7 +176,7 @@ def is_resumed(run):
     if state.exists() and (flags.resume or flags.replicates > 1):
         return True
     if state.exists() or checkpoints.steps(folder):
-        what = f"{folder} holds a run already" if state.exists() else f"{folder} holds weights, but no training.pt"
+        what = f"{folder} already holds a run" if state.exists() else f"{folder} holds weights, but no training.pt"
         raise InputError(
             f"{what}. --resume 1 resumes a run that has a training.pt, --train 0 evaluates it, "
             f"--run {flags.run + 1} trains another one, --overwrite 1 deletes it and starts again."
@@ -189,11 +189,11 @@ def is_resumed(run):
 def begin(run, model, optimizer, experiment):
     """Start the run or resume it. Returns its step, and the seconds spent on training."""
     flags, folder, resumed = run.flags, run.checkpoints, is_resumed(run)
-    processes.wait()  # until all have looked into the folder
+    processes.wait()  # until all processes have looked into the folder
     if processes.rank() == 0:
         run.logs.mkdir(parents=True, exist_ok=True)
         for each in (folder, run.logs):
-            files.clear(each, ".*.tmp")  # what a process has left that was killed while it wrote
+            files.clear(each, ".*.tmp")  # left by a process that was killed while it wrote
         if flags.overwrite:
             # Deleted first, so that an interrupted --overwrite cannot be resumed.
             checkpoints.state_path(folder).unlink(missing_ok=True)
@@ -210,24 +210,24 @@ def begin(run, model, optimizer, experiment):
 
 
 def others(run):
-    """In words, the runs of the same model and number, but other flags: one of them may be meant."""
+    """In words, the runs of the same model and number with other flags: the user may mean one of them."""
     runs = run.checkpoints.parent.glob(f"{run.name.partition('_')[0]}_*run={run.flags.run:04d}")
     names = sorted(path.name for path in runs if checkpoints.steps(path))
     return f" (there is {', '.join(names)})" if names else ""
 
 
 def choose_update(run, model, optimizer, batches, start, bfloat16):
-    """The update to train with, the batches as they were, and check(step), to be called before saving.
+    """The update to train with, the unchanged batches, and check(step), to be called before saving.
 
-    --fast auto goes by --iter_max, not by the steps that are left, so that a resumed run does what an uninterrupted one
-    does. check(step) raises InputError if the update no longer does what training_step does.
+    --fast auto depends on --iter_max, not on the remaining steps, so that a resumed run does the same as an
+    uninterrupted one. check(step) raises InputError if the update no longer does what training_step does.
     """
     flags = run.flags
     plain = partial(training_step, model, optimizer, bfloat16=bfloat16)
     wanted = flags.fast == "1" or (flags.fast == "auto" and fast.worth_compiling(run.device, flags.iter_max))
     if not wanted or start >= flags.iter_max:
         return plain, batches, lambda step: None
-    print("update       being compiled, or recorded as a CUDA graph (--fast 0: neither)", flush=True)
+    print("update       being compiled, or recorded as a CUDA graph (not with --fast 0)", flush=True)
     first = next(batches)
     update, how = fast.faster(plain, first)
     print(f"update       {how}", flush=True)
@@ -239,7 +239,7 @@ def load(run, model):
     path = run.flags.checkpoint
     if path is None:
         done = checkpoints.steps(run.checkpoints)
-        step = run.flags.step or processes.largest(done[-1] if done else 0)  # a training may be writing
+        step = run.flags.step or processes.largest(done[-1] if done else 0)  # others may be writing files
         if step not in done:
             there = f"there are steps {', '.join(map(str, done))}" if done else f"train first{others(run)}"
             raise InputError(f"{run.checkpoints} has no model-{f'{step:05d}' if step else '*'}.pt: {there}.")

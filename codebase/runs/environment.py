@@ -1,4 +1,4 @@
-"""Where and by which code a run is computed."""
+"""The device of a run, and the versions and commit of its code."""
 
 import datetime
 import platform
@@ -21,13 +21,13 @@ def choose_device(wanted):
     if kind == "cuda":
         processes.take_gpu()
     what = torch.cuda.get_device_name() if kind == "cuda" else f"{torch.get_num_threads()} threads"
-    why = "as asked" if wanted != "auto" else "PyTorch finds no GPU" if kind == "cpu" else "the fastest here"
-    several = f"; {processes.size()} such processes" if processes.size() > 1 else ""
+    why = "as requested" if wanted != "auto" else "PyTorch finds no GPU" if kind == "cpu" else "the fastest here"
+    several = f"; {processes.size()} processes" if processes.size() > 1 else ""
     return torch.device(kind), f"{kind} ({what}; {why}{several})"
 
 
 def environment(device):
-    """Where, when and by which code something is computed, for results.json. device: its description."""
+    """The device, versions, commit and date, for results.json. device: its description."""
     return {
         "device": device,
         "machine": platform.machine(),

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and folders that one process uses at a time."""
+"""Atomic writing of files, and locks: one process at a time uses a folder."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from codebase.errors import InputError
 
 @contextlib.contextmanager
 def named(path):
-    """Inside, an OSError of writing a file says which file it is."""
+    """In the block: an OSError names the file `path`."""
     try:
         yield
     except OSError as error:
@@ -22,7 +22,7 @@ def named(path):
 
 
 def write_atomically(path, write):
-    """Call write(file) for a binary file; what it writes becomes the file `path`, as a whole.
+    """Call write(file) with a binary file; what it writes becomes the file `path`, completely or not at all.
 
     It is written under another name, flushed to the disk, and renamed. OSError if that fails; an older file at `path`
     is then still there. If several processes work on one run, only the first one writes.
@@ -40,7 +40,7 @@ def write_atomically(path, write):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name, too
+    if os.name == "posix":  # flush the new name, too
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -50,7 +50,7 @@ def write_atomically(path, write):
 
 @contextlib.contextmanager
 def locked(folder):
-    """Inside, this process alone may train in the folder, which is made if it is missing. InputError if it is in use.
+    """In the block: only this process may train in the folder, which is made if missing. InputError if it is in use.
 
     The operating system frees the lock when a process ends, however it ends.
     """

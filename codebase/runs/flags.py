@@ -1,4 +1,4 @@
-"""The flags of the run scripts: one table says everything about each of them."""
+"""The flags of the run scripts, all defined in one table."""
 
 import argparse
 import contextlib
@@ -13,8 +13,8 @@ from codebase.matmul_precision import PRECISIONS
 class Flag(NamedTuple):
     """A flag of a run script, --name.
 
-    A flag is part of the experiment unless it says otherwise: a value that is not the default joins the run's name, and
-    a run cannot be resumed with another value. So no two experiments share a folder.
+    Unless `experiment` is False, the flag is part of the experiment: a value that is not the default is added to the
+    run's name, and a run cannot be resumed with another value. So no two experiments share a folder.
     """
 
     name: str
@@ -22,12 +22,12 @@ class Flag(NamedTuple):
     type: object  # a function from text to the value, or a tuple of the values to choose from
     help: str
     experiment: bool = True
-    in_name: str = ""  # how it is written in the run's name; "" stands for "name={}"
-    always: bool = False  # is the default in the run's name, too?
+    in_name: str = ""  # its format in the run's name; "" stands for "name={}"
+    always: bool = False  # is it in the run's name even if it has the default?
 
 
 def checked(parse, is_valid, what):
-    """A flag's type: parse(text) if that is valid. Otherwise argparse says that the text is not `what`."""
+    """The type of a flag: returns parse(text) if that is valid. Otherwise argparse says that the text is not `what`."""
 
     def convert(text):
         with contextlib.suppress(ValueError, OverflowError):
@@ -72,16 +72,16 @@ SWITCH = (0, 1)
 
 def precision_flag(default):
     """--precision, for a script with this default."""
-    what = "of matrix products in training (codebase/matmul_precision.py); evaluation is in float32"
+    what = "precision of matrix products in training (codebase/matmul_precision.py); evaluation is in float32"
     return Flag("precision", default, PRECISIONS, what)
 
 
-# Of the models that can be trained on their IWAE bound.
-IW = Flag("iw", 1, size, "train on the IWAE bound with so many importance samples; 1 is the ELBO", in_name="iw={:02d}")
+# For the models that can be trained on the IWAE bound.
+IW = Flag("iw", 1, size, "train on the IWAE bound with this many importance samples; 1: the ELBO", in_name="iw={:02d}")
 
 DATASET = "auto, {}, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"
 ITER_MAX = "training steps in all; with --train 0: the step of the checkpoint to load"
-LR_SCHEDULE = "constant, cosine (to 0 at --iter_max), or the steps at which it is divided by 10: 8000,16000"
+LR_SCHEDULE = "constant, cosine (to 0 at --iter_max), or steps at which it is divided by 10, such as 8000,16000"
 FAST = "1: compile the training step, or on CUDA record it as a graph; 0: do not; auto: if it saves time"
 SHARED_FLAGS = [
     Flag("dataset", "auto", str, DATASET.format("mnist"), in_name="data={}"),
@@ -90,14 +90,14 @@ SHARED_FLAGS = [
     Flag("lr_schedule", "constant", lr_schedule, LR_SCHEDULE, in_name="schedule={}"),
     precision_flag("medium"),
     Flag("seed", None, whole(0), "random seed (default: the number of the run)"),
-    # What follows can change from one part of a run to the next.
+    # The flags below may change when a run is resumed.
     Flag("data_dir", "data", str, "folder of the data sets, as torchvision arranges them", False),
     Flag("iter_max", 20000, whole(1), ITER_MAX, False),
     Flag("iter_save", 10000, whole(1), "training steps between two checkpoints", False),
-    Flag("keep", 0, whole(0), "keep so many checkpoints, the newest ones, and that of the last step; 0: all", False),
+    Flag("keep", 0, whole(0), "keep this many newest checkpoints, and that of the last step; 0: keep all", False),
     Flag("run", 0, whole(0), "number of the run: the same experiment, in another folder and with another seed", False),
-    Flag("replicates", 1, whole(1, 10_000), "train so many runs, numbered from --run on; skip finished ones", False),
-    Flag("train", 1, (0, 1, 2), "1: train and report the ELBO; 2: and the IWAE bounds; 0: load and report both", False),
+    Flag("replicates", 1, whole(1, 10_000), "train this many runs, numbered from --run on; skip finished ones", False),
+    Flag("train", 1, (0, 1, 2), "1: train, report the ELBO; 2: also the IWAE bounds; 0: load, report both", False),
     Flag("full", 0, SWITCH, "1: the IWAE bounds also on the whole test set, which takes longer", False),
     Flag("iw_eval", [1, 10, 100, 1000], sample_counts, "the IWAE bounds to report: numbers of samples", False),
     Flag("device", "auto", ("auto", "cpu", "cuda", "mps"), "where to compute; auto: on a GPU if there is one", False),
@@ -124,7 +124,7 @@ class Flags(argparse.Namespace):
         return values | {"dataset": data.name}
 
     def run_name(self, model, data, usual_data):
-        """The run's name, such as 'model=vae_z=10_iw=05_run=0000'. usual_data: the data set that is not named."""
+        """The run's name, such as 'model=vae_z=10_iw=05_run=0000'. usual_data: the data set that the name omits."""
         usual = {flag.name: flag.default for flag in self.table} | {"dataset": usual_data, "seed": self.run}
         parts = [f"model={model}"]
         for flag in self.table:
@@ -137,7 +137,7 @@ class Flags(argparse.Namespace):
 def parse_flags(description, own_flags, argv=None):
     """The Flags of a run script: its own, then the shared ones; an own flag replaces a shared one of the same name.
 
-    What cannot be read ends the process with code 2.
+    Invalid flags end the process with code 2.
     """
     own = {flag.name for flag in own_flags}
     table = [*own_flags, *(flag for flag in SHARED_FLAGS if flag.name not in own)]
@@ -158,10 +158,10 @@ def parse_flags(description, own_flags, argv=None):
     file, evaluate = flags.checkpoint is not None, flags.train == 0
     for wrong, sentence in (
         (flags.resume and flags.overwrite, "--resume 1 resumes a run and --overwrite 1 deletes it: give one of them"),
-        (evaluate and (flags.resume or flags.overwrite), "--resume 1 and --overwrite 1 are for training: no --train 0"),
+        (evaluate and (flags.resume or flags.overwrite), "--resume 1 and --overwrite 1 exclude --train 0"),
         (flags.full and flags.train == 1, "--full 1 is about the IWAE bounds: add --train 0 or 2"),
         (file and not evaluate, "--checkpoint FILE is for evaluating: add --train 0"),
-        (file and flags.replicates > 1, "--checkpoint FILE is one file of weights: it has no --replicates"),
+        (file and flags.replicates > 1, "--checkpoint FILE is one file of weights: it excludes --replicates"),
         (file and flags.step, "--checkpoint FILE and --iter_max both say which weights to load: give one of them"),
     ):
         if wrong:
@@ -170,7 +170,7 @@ def parse_flags(description, own_flags, argv=None):
 
 
 def replicates(flags):
-    """The Flags of each of the --replicates: a run of the next number and seed."""
+    """Yields the Flags of each of the --replicates: number and seed of the run increase by 1."""
     for i in range(flags.replicates):
         each = copy.copy(flags)
         each.run, each.seed = flags.run + i, flags.seed + i

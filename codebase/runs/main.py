@@ -1,4 +1,4 @@
-"""What `python run_*.py` does: one run, or the series of --replicates; errors as sentences."""
+"""What `python run_*.py` does: one run, or the series of --replicates; errors as messages without a traceback."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ class IgnoringWriteErrors:
     def flush(self):
         try:
             self.stream.flush()
-        except OSError:  # what is left in its buffer would be an error when Python ends
+        except OSError:  # otherwise the rest of its buffer would cause an error when Python ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
     def __getattr__(self, name):
@@ -37,7 +37,7 @@ class IgnoringWriteErrors:
 def run_main(main, description, own_flags):
     """Call main(flags) as a script, once for each of the --replicates; then print their table.
 
-    An error that the user can correct ends the script with a sentence and code 2, Ctrl-C with 130.
+    An error that the user can correct ends the script with a sentence and exit code 2, Ctrl-C with 130.
     """
     this, several = processes.started()
     out = IgnoringWriteErrors(sys.stdout if this == 0 else None)  # only the first process prints
@@ -62,18 +62,18 @@ def run_main(main, description, own_flags):
                 fail(f"another process of this run has ended ({str(error).splitlines()[0]})", 1)
             if not is_out_of_memory(error):
                 raise
-            fail("there is not enough memory: smaller numbers in the flags need less.", 2)
+            fail("there is not enough memory: use smaller numbers in the flags.", 2)
         finally:
             out.flush(), err.flush()
 
 
 def is_out_of_memory(error):
-    """Is it an allocation that failed? On a CPU, PyTorch raises a RuntimeError for it, which only its text tells."""
+    """Did an allocation fail? On a CPU, PyTorch then raises a RuntimeError that only its text identifies."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 def run_all(main, flags):
-    """main(flags), or with --replicates main for each run, shared among the processes, and then their table."""
+    """Call main(flags). With --replicates, the processes share the calls, one for each run; then print their table."""
     if flags.replicates == 1:
         with processes.together(flags.device):
             main(flags)

@@ -7,7 +7,7 @@ from torchvision.utils import make_grid, save_image
 
 from codebase.runs.files import write_atomically
 
-CLASSES = 50  # of a data set with more classes, pictures with a row for each class show the first ones
+CLASSES = 50  # pictures with a row for each class show at most this many, the first ones
 
 
 def grid(images, shape, columns=20):
@@ -37,9 +37,9 @@ def draw_samples(run, model, x, writer, step):
 
 
 def draw_styles(run, model, writer, step):
-    """samples.png: twenty styles in every class. Row = class, column = style z_j, the same z each time.
+    """samples.png: every class in twenty styles. Row = class, column = style z_j, the same in all rows.
 
-    The z are the same at every checkpoint if this is drawn first. Returns the labels of the rows, one-hot, (rows, C).
+    The z are the same at every checkpoint if no random numbers are drawn before. Returns one-hot labels, (rows, C).
     """
     y = torch.eye(model.classes, device=run.device)[:CLASSES]  # (rows, C)
     show(run, "samples", model.mean_x(model.sample_z(20), y.unsqueeze(1)), writer, step)  # (rows, 20, X)

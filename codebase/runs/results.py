@@ -1,4 +1,4 @@
-"""What a run found: printed, and kept in logs/<name>/results.json."""
+"""The results of a run: printed, and saved in logs/<name>/results.json."""
 
 import json
 
@@ -6,11 +6,11 @@ from codebase import evaluate
 from codebase.runs.files import write_atomically
 from codebase.runs.tables import called, markdown
 
-TABLE_CLASSES = 30  # a confusion matrix of more classes is not printed
+TABLE_CLASSES = 30  # a confusion matrix with more classes is not printed
 
 
 def recorded(run, step):
-    """What results.json holds of this run's weights after `step` steps; an empty dict if that is nothing."""
+    """This run's results after `step` steps, from results.json; an empty dict if there are none."""
     try:
         record = json.loads((run.logs / "results.json").read_text())
         kept = {key: record[key] for key in ("flags", "step", "trained", "complete", "results") if key in record}
@@ -43,10 +43,10 @@ def keep(run, split, **numbers):
 
 
 def report(run, model, splits, bits=False):
-    """Print the bounds on the test images and keep them in results.json. splits: as data.binary_splits returns them.
+    """Print the bounds on the test images, and save them in results.json. splits: as data.binary_splits returns them.
 
     The ELBO always; the IWAE bounds with --train 0 or 2, on the whole test set only with --full 1. bits: also in bits
-    per dimension, which are for densities of 8-bit values.
+    per dimension, for densities of 8-bit values.
     """
 
     def in_bits(estimates):
@@ -93,7 +93,7 @@ def report(run, model, splits, bits=False):
 
 
 def report_accuracy(run, model, x, y):
-    """Print how well the classifier q(y|x) does on the test images x (N, X), and keep it in results.json."""
+    """Print how well the classifier q(y|x) does on the test images x (N, X), and save it in results.json."""
     percent, confusion = evaluate.accuracy(evaluate.classify(model, x), y)
     print(f"\nTest images by true class (row) and predicted class (column)\n{confusion_table(confusion)}")
     print(f"Test set classification accuracy: {percent} %", flush=True)
@@ -101,7 +101,7 @@ def report_accuracy(run, model, x, y):
 
 
 def confusion_table(counts):
-    """A confusion matrix (C, C) as a Markdown table; in one sentence if it has more than TABLE_CLASSES classes."""
+    """A confusion matrix (C, C) as a Markdown table; or one sentence if it has more than TABLE_CLASSES classes."""
     if len(counts) > TABLE_CLASSES:
         return f"({len(counts):,} classes: the table is in results.json)"
     head = ["     ", *(f"{c:>5}" for c in range(len(counts)))]

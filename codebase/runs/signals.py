@@ -1,4 +1,4 @@
-"""Signals that stop a training after the step it is at, which is then saved."""
+"""Signals that stop the training after the current step, which is then saved."""
 
 import contextlib
 import signal
@@ -8,9 +8,10 @@ from codebase import processes
 
 @contextlib.contextmanager
 def catch_signals():
-    """Inside: SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is closed) are appended to a list, which is yielded.
+    """In the block: SIGINT (Ctrl-C), SIGTERM and SIGHUP (closed terminal) are appended to a list, which is yielded.
 
-    A second Ctrl-C is KeyboardInterrupt. A signal that is ignored, as SIGINT by a shell's background jobs, stays so.
+    A second Ctrl-C raises KeyboardInterrupt. A signal that is already ignored, as SIGINT in a shell's background jobs,
+    stays ignored.
     """
     signals, own = [], []  # should_stop adds the signals of other processes to the first list
 
@@ -19,7 +20,7 @@ def catch_signals():
             raise KeyboardInterrupt
         own.append(number)
         signals.append(number)
-        print("\nfinishing this step and saving it; Ctrl-C once more stops at once", flush=True)
+        print("\nfinishing and saving this step; a second Ctrl-C stops at once", flush=True)
 
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
@@ -33,7 +34,7 @@ def catch_signals():
 def should_stop(signals, step):
     """Should training stop after this step? signals: what this process has caught; those of the others are added.
 
-    Several processes stop after the same step. They ask one another at every tenth step only, because that takes time.
+    Several processes stop after the same step. They communicate only at every tenth step, because that takes time.
     """
     if step % 10 and processes.size() > 1:
         return False

@@ -21,7 +21,7 @@ NAMES = {
 
 
 def called(number):
-    """What a number is called in print: 'kl_z' -> 'KL_z', 'test nelbo' -> 'test NELBO', 'iwae_10' -> 'IWAE-10'."""
+    """The printed name of a number: 'kl_z' -> 'KL_z', 'test nelbo' -> 'test NELBO', 'iwae_10' -> 'IWAE-10'."""
     *split, name = number.split(" ", 1)
     return " ".join([*split, NAMES.get(name, name.replace("iwae_", "IWAE-"))])
 
@@ -55,14 +55,14 @@ def read(folders):
             continue
         _, runs = found.setdefault(json.dumps([about, experiment], sort_keys=True), (about, {}))
         if run["seed"] in runs:
-            left_out.append(f"{path}: has the seed of run {runs[run['seed']]['run']}, and would count it twice")
+            left_out.append(f"{path}: has the same seed as run {runs[run['seed']]['run']}, and is not counted twice")
         else:
             runs[run["seed"]] = run
     return [pooled(about, runs.values()) for about, runs in found.values()], left_out
 
 
 def described(record):
-    """A run's results.json as two flat dicts: what its configuration is, and what is its own."""
+    """A run's results.json as two flat dicts: its configuration, and what belongs only to this run."""
     flags, data, trained = record["flags"], record["data"], record.get("trained") or record.get("evaluated", {})
     parts = record["name"].removeprefix("model=").split("_")
     about = {
@@ -78,7 +78,7 @@ def described(record):
         for name, value in results.items()
         if name != "ess" and not name.endswith("_bits") and isinstance(value, dict) and "mean" in value
     }
-    if not all(abs(value) < 1e100 for value in numbers.values()):  # its square is finite, too
+    if not all(abs(value) < 1e100 for value in numbers.values()):  # so that its square is finite, too
         raise ValueError("a number in it is not finite")
     made = {"day": str(trained.get("date"))[:10]} | {key: trained.get(key) for key in ("device", "torch", "commit")}
     own = {"run": int(flags["run"]), "seed": int(flags["seed"]), "seconds": trained.get("seconds")}
@@ -110,8 +110,8 @@ def estimate(values):
 def difference(a, b, name, name_b=None):
     """Number `name` of configuration a minus name_b (or name) of b, paired by seed: {'mean', 'se', 'n'}.
 
-    Runs of one seed have the same initial weights and batches, so their difference is known better than either number.
-    ValueError if no seed is in both.
+    Runs of one seed have the same initial weights and batches, so their difference is known more precisely than
+    either number. ValueError if no seed is in both.
     """
     pairs = ((of["seeds"], of["results"][which]["values"]) for of, which in ((a, name), (b, name_b or name)))
     first, second = (dict(zip(seeds, values, strict=True)) for seeds, values in pairs)
@@ -133,7 +133,7 @@ def markdown(rows):
     return "\n".join([head, "|" + "---|" * len(rows[0]), *lines])
 
 
-ROWS = {  # of a table, above its numbers
+ROWS = {  # the first rows of a table, above its numbers
     "runs": lambda of: len(of["runs"]),
     "seeds": lambda of: ", ".join(map(str, of["seeds"])),
     "steps": lambda of: f"{of['step']:,}",
@@ -145,7 +145,7 @@ ROWS = {  # of a table, above its numbers
 def table(configurations):
     """A Markdown table: a column for each configuration, a row for each number, in nats unless the row says otherwise.
 
-    A cell says how many runs have its number, if not all have.
+    If not all runs have a number, its cell says how many have it.
     """
 
     def cell(of, name):
@@ -162,7 +162,7 @@ def table(configurations):
 
 
 def report(configurations, left_out):
-    """Everything in Markdown: a table for each model, then what is left out."""
+    """Everything in Markdown: a table for each model, then the runs that are left out."""
     models = {}
     for of in configurations:
         models.setdefault(of["model"], []).append(of)

@@ -12,10 +12,10 @@ FLUSH_SECONDS = 10
 
 
 class EventFile:
-    """A new event file in a folder, for a process that trains on from step `start`.
+    """A new event file in a folder, for a process that trains from step `start` on.
 
     TensorBoard ignores what an earlier process logged after that step. A flush writes all that was added before it; a
-    write error is an OSError. (tensorboardX's SummaryWriter writes in another thread. Its flush does not wait for that
+    write error raises OSError. (tensorboardX's SummaryWriter writes in another thread. Its flush does not wait for that
     thread, and after an error there, such as a full disk, the next event waits forever.)
     """
 
