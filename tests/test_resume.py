@@ -284,7 +284,7 @@ def test_a_notebook_can_train_the_same_run_again(notebook):
     main(flags("--iter_max", 6, "--resume", 1))
     record = json.loads(path.read_text())
     assert (record["step"], record["complete"]) == (6, True)
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="already holds a run"):
         main(flags())
     main(flags("--train", 0, "--iw_eval", 2))
     assert "iwae_2" in json.loads(path.read_text())["results"]["subset"]
@@ -297,7 +297,7 @@ def test_in_one_block_a_second_training_needs_to_be_asked_for(notebook, digits):
     batches = partial(data.binary_batches, images.x_train, 50, 0)
     with open_run("vae", flags("--iter_max", 3), images) as run:
         train_or_load(run, VAE(z_dim=2), batches, lambda writer, step: None)
-        with pytest.raises(InputError, match="holds a run already"):
+        with pytest.raises(InputError, match="already holds a run"):
             train_or_load(run, VAE(z_dim=2), batches, lambda writer, step: None)
         run.flags.resume, run.flags.iter_max = 1, 5
         train_or_load(run, VAE(z_dim=2), batches, lambda writer, step: None)
