@@ -1,5 +1,6 @@
 """The names of runs: what changes the experiment joins the name, and what joins the name changes the experiment."""
 
+import json
 import re
 
 import pytest
@@ -41,6 +42,16 @@ def test_learning_rate_schedules(vae, tmp_path):
     code, _, err = vae("--lr_schedule", "cosine", "--iter_max", 4, "--resume", 1)
     assert code == 2
     assert "--iter_max was 3 and is 4" in err
+
+
+def test_evaluating_leaves_what_is_recorded_of_the_experiment(vae, tmp_path):
+    """With the cosine, --iter_max is part of it; --train 0 has another one, and must not change the record."""
+    assert vae("--lr_schedule", "cosine", "--iter_max", 3)[0] == 0
+    (path,) = tmp_path.glob("logs/*/results.json")
+    experiment = json.loads(path.read_text())["experiment"]
+    assert experiment["iter_max"] == 3
+    assert vae("--lr_schedule", "cosine", "--train", 0, "--iw_eval", 2)[0] == 0
+    assert json.loads(path.read_text())["experiment"] == experiment
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ def recorded(run, step):
     """This run's results after `step` steps, from results.json; an empty dict if there are none."""
     try:
         record = json.loads((run.logs / "results.json").read_text())
-        kept = {key: record[key] for key in ("flags", "step", "trained", "complete", "results") if key in record}
+        keys = ("flags", "experiment", "step", "trained", "complete", "results")
+        kept = {key: record[key] for key in keys if key in record}
         is_whole = all(isinstance(split, dict) for split in kept["results"].values())
         return kept if is_whole and kept.get("step") == step else {}
     except Exception:  # it may be absent, or damaged; then the numbers are computed again
