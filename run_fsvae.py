@@ -14,13 +14,13 @@ import torch
 
 from codebase import data
 from codebase.errors import InputError
-from codebase.judge import report_content
+from codebase.judge import report_generated
 from codebase.models.fsvae import FSVAE
 from codebase.runs import pictures
-from codebase.runs.course import open_run, train_or_load
 from codebase.runs.flags import DATASET, ITER_MAX, IW, Flag, precision_flag, size, whole
 from codebase.runs.main import run_main
 from codebase.runs.results import report
+from codebase.runs.run import open_run, train_or_load
 
 FLAGS = [
     Flag("z", 10, size, "dimension of the latent z"),
@@ -54,13 +54,13 @@ def main(flags):
         # Train or load, then report.
         train_or_load(run, model, batches, partial(draw, run, model, *splits["subset"]), splits)
         report(run, model, splits, bits=True)
-        report_content(run, model)
+        report_generated(run, model)
 
 
 def draw(run, model, x, y, writer, step):
     """samples.png: every digit in twenty styles. reconstructions.png: for each class an image, its reconstruction, and
     every digit in its style. At most pictures.CLASSES classes are shown."""
-    every_y = pictures.draw_styles(run, model, writer, step)  # (C, C)
+    every_y = pictures.draw_samples_by_class(run, model, writer, step)  # (C, C)
     label = y.argmax(-1)
     shown = label.unique()[: pictures.CLASSES]
     rows = torch.stack([(label == c).nonzero()[0, 0] for c in shown])
@@ -68,7 +68,7 @@ def draw(run, model, x, y, writer, step):
     z = model.posterior(x, y)[0]  # (n, D)
     styles = model.mean_x(z.unsqueeze(1), every_y)  # (n, C, X)
     tiles = torch.cat([x.unsqueeze(1), model.reconstruct(x, y).unsqueeze(1), styles], dim=1)  # (n, 2 + C, X)
-    pictures.show(run, "reconstructions", tiles, writer, step, columns=tiles.shape[1])
+    pictures.save_grid(run, "reconstructions", tiles, writer, step, columns=tiles.shape[1])
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from codebase import data, evaluate
 from codebase.errors import InputError
 from codebase.models.ssvae import SSVAE
 from codebase.runs import pictures
-from codebase.runs.course import open_run, train_or_load
 from codebase.runs.flags import ITER_MAX, Flag, size, weight, whole
 from codebase.runs.main import run_main
 from codebase.runs.results import confusion_table, report, report_accuracy
+from codebase.runs.run import open_run, train_or_load
 
 FLAGS = [
     Flag("gw", 1, weight, "weight of the negative ELBO; 0: the supervised baseline", in_name="gw={:0>3}", always=True),
@@ -59,12 +59,12 @@ def draw(run, model, x_test, y_test, writer, step):
     """samples.png: row = digit, column = style z. mistakes.png: row = true digit, column = predicted digit; each
     tile is the most confident such mistake on the test images, black if there is none. Also logs the test accuracy."""
     if model.gen_weight:
-        pictures.draw_styles(run, model, writer, step)
+        pictures.draw_samples_by_class(run, model, writer, step)
     log_q = evaluate.classify(model, x_test)
     worst = evaluate.mistakes(log_q, y_test)[: pictures.CLASSES, : pictures.CLASSES]
     there = (worst.flatten() >= 0).to(run.device)
     tiles = data.scaled(x_test[worst.flatten()]) * there.unsqueeze(1)
-    pictures.show(run, "mistakes", tiles, writer, step, columns=len(worst))
+    pictures.save_grid(run, "mistakes", tiles, writer, step, columns=len(worst))
     if writer is not None:
         percent, confusion = evaluate.accuracy(log_q, y_test)
         writer.add_scalar("test/acc", percent.mean / 100, step)

@@ -14,11 +14,11 @@ import torch
 
 from codebase import data
 from codebase.models.vae import VAE
-from codebase.runs.course import open_run, train_or_load
 from codebase.runs.flags import IW, Flag, size
 from codebase.runs.main import run_main
 from codebase.runs.pictures import draw_samples
 from codebase.runs.results import report
+from codebase.runs.run import open_run, train_or_load
 
 FLAGS = [Flag("z", 10, size, "dimension of the latent z", always=True), IW]
 

@@ -38,7 +38,9 @@ def main():
         if name in second["results"]:
             difference = tables.difference(second, first, name)
             numbers = [first["results"][name], second["results"][name], difference]
-            cells.append([tables.called(name), *(tables.in_words(x, digits=3) for x in numbers), difference["n"]])
+            cells.append(
+                [tables.printed_name(name), *(tables.mean_and_error(x, digits=3) for x in numbers), difference["n"]]
+            )
     print(tables.markdown(cells))
 
 

@@ -18,8 +18,8 @@ from codebase.matmul_precision import evaluation_setting, matmul_precision
 from codebase.random_state import kept_random_state
 from codebase.utils import log_mean_exp, scaled
 
-IMAGES = 100  # most images in a chunk, if each image has several samples
-ROWS = 2000  # images in a chunk, or images x samples x labels if each has several samples: limits the memory
+MAX_IMAGES = 100  # most images in a chunk, if each image has several samples
+MAX_ROWS = 2000  # images in a chunk, or images x samples x labels if each has several samples: limits the memory
 ELBO_SAMPLES = 10  # draws of z averaged for each image; then the spread between images dominates the error
 
 
@@ -75,13 +75,13 @@ def each_chunk(function, split, size):
         torch.manual_seed(i)
         results = function(*(scaled(t) if t.dtype == torch.uint8 else t for t in parts[i]))
         own.append({name: values.cpu() for name, values in results.items()})
-    every = processes.gathered(own)
+    every = processes.gather(own)
     return {name: torch.cat([each[name] for each in every]).to(split[0].device) for name in every[0]}
 
 
 def chunk_size(x, labels=1):
-    """ROWS, or fewer if images x (N, X) have more than 784 pixels, or the sums run over more than 10 labels."""
-    return max(1, ROWS * 784 // max(784, x.shape[1]) * 10 // max(10, labels))
+    """MAX_ROWS, or fewer if images x (N, X) have more than 784 pixels, or the sums run over more than 10 labels."""
+    return max(1, MAX_ROWS * 784 // max(784, x.shape[1]) * 10 // max(10, labels))
 
 
 def elbo(model, split):
@@ -105,10 +105,10 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
 
     All bounds come from the same max(ms) samples of each image. L_m is averaged over all groups of m among them, which
     is more precise than one group. If each m divides the next one, a larger m never has a looser bound. Memory is
-    limited by ROWS, except for the log-weights of IMAGES images: 4 bytes for each sample.
+    limited by MAX_ROWS, except for the log-weights of MAX_IMAGES images: 4 bytes for each sample.
     """
     largest, labels = max(ms), model.labels_per_image
-    hidden = processes.started()[0] > 0
+    hidden = processes.torchrun_rank_and_size()[0] > 0
     bar = tqdm(total=len(split[0]), desc=f"IWAE-{largest}", unit="image", delay=2, leave=False, disable=hidden)
 
     def bounds(x, *y):
@@ -124,7 +124,7 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
         return of_m | {"ess": ess}
 
     with evaluating(model), bar:
-        of_images = each_chunk(bounds, split, min(IMAGES, chunk_size(split[0], labels)))
+        of_images = each_chunk(bounds, split, min(MAX_IMAGES, chunk_size(split[0], labels)))
     ess = over_images(of_images.pop("ess"))
     return {m: over_images(values) for m, values in of_images.items()}, ess
 

@@ -15,47 +15,47 @@ from codebase import processes
 from codebase.errors import InputError
 from codebase.random_state import kept_random_state
 
-STEPS = 10_000  # on a CPU, compiling takes as long as it saves in about this many steps
+COMPILED_FROM = 10_000  # on a CPU, compiling takes as long as it saves in about this many steps
 
 
 def worth_compiling(device, steps):
     """Does the faster update save more time in `steps` steps than its preparation takes?"""
-    return device.type == "cuda" or (device.type == "cpu" and steps >= STEPS)
+    return device.type == "cuda" or (device.type == "cpu" and steps >= COMPILED_FROM)
 
 
-def faster(update, batch):
+def make_faster(update, batch):
     """A faster update(batch) and its description; `update` itself if no equivalent one can be made.
 
     update: partial(training_step, model, optimizer, ...). The faster one is made from it, and compared with it in two
     steps, which are undone. batch: an example; all later batches must have its shapes.
     """
     began, cuda = time.monotonic(), batch[0].is_cuda
-    ways = {"a CUDA graph": graphed} if cuda else {"compiled": compiled, "its loss compiled": loss_compiled}
+    ways = {"a CUDA graph": as_cuda_graph} if cuda else {"compiled": compiled, "its loss compiled": loss_compiled}
     with torch.cuda.stream(torch.cuda.Stream() if cuda else None):  # a CUDA graph needs a first run on another stream
         expected = dry_run(update, batch)
     reasons = []
     for tried, (how, make) in enumerate(ways.items(), 1):
         try:
-            quick = make(update, batch)
-            compare(dry_run(quick, batch, of=update), expected)
+            faster = make(update, batch)
+            compare(dry_run(faster, batch, of=update), expected)
         except Exception as error:  # compilers and drivers raise any error, and the run can do without them
             reasons.append(f"{type(error).__name__}: {error}".strip().split("\n")[0])
             if processes.size() > 1:
                 dry_run(update, batch)  # the other processes wait for these gradients
-        if processes.largest(len(reasons)) > len(reasons):
+        if processes.maximum(len(reasons)) > len(reasons):
             reasons.append("it fails in another process")
         if len(reasons) < tried:
             why = f"; the whole step cannot be compiled ({reasons[0]})" if reasons else ""
-            return quick, f"{how}, ready after {time.monotonic() - began:.0f} s{why}"
+            return faster, f"{how}, ready after {time.monotonic() - began:.0f} s{why}"
     return update, f"the plain one, because the faster one fails ({reasons[-1]})"
 
 
-def check(quick, update, batch, step):
+def check(faster, update, batch, step):
     """InputError if the faster update no longer does the same as `update`, in two steps from the present state."""
-    if quick is update:
+    if faster is update:
         return
     try:
-        compare(dry_run(quick, batch, of=update), dry_run(update, batch))
+        compare(dry_run(faster, batch, of=update), dry_run(update, batch))
     except ArithmeticError as error:
         raise InputError(
             f"after step {step:,} the faster update differs from training_step: {error}. Does a Python number in the "
@@ -105,14 +105,14 @@ def loss_compiled(update, batch):
     model = update.args[0]
     loss = torch_compile(model.loss)
 
-    def quick(batch):
+    def faster(batch):
         model.loss = loss
         try:
             return update(batch)
         finally:
             del model.loss  # uncovers the method of its class
 
-    return quick
+    return faster
 
 
 def torch_compile(function):
@@ -122,7 +122,7 @@ def torch_compile(function):
     return torch.compile(function, fullgraph=True, options={"fallback_random": True})  # keeps PyTorch's random numbers
 
 
-def graphed(update, batch):
+def as_cuda_graph(update, batch):
     """`update`, recorded as a CUDA graph. Each batch is copied to the tensors that the graph reads."""
     optimizer = update.args[1]
     if not optimizer.state:

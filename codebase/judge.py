@@ -12,10 +12,10 @@ from codebase.data import labelled_batches, one_hot
 from codebase.errors import InputError
 from codebase.runs import checkpoints
 from codebase.runs.files import write_atomically
-from codebase.runs.results import confusion_table, keep
+from codebase.runs.results import add_results, confusion_table
 from codebase.train import Adam, train
 
-STEPS = 2000  # of the classifier's training, with batches of 100
+TRAINING_STEPS = 2000  # of the classifier's training, with batches of 100
 GENERATED = 200  # generated images of each class
 
 
@@ -52,11 +52,16 @@ def judge(data, device):
     path = Path("checkpoints", f"classifier_data={data.name}_train={len(data.x_train)}.pt")
     torch.manual_seed(0)
     classifier = Classifier(data.shape, data.classes).to(device)
-    if processes.largest(int(not path.exists())):  # if any process misses the file, all of them train
+    if processes.maximum(int(not path.exists())):  # if any process misses the file, all of them train
         print(f"\ntraining a classifier on the real images, to judge generated ones; saved as {path}", flush=True)
         x, y = data.x_train.to(device), data.y_train.to(device)
         batches = labelled_batches(x, y, data.classes, min(100, len(x)), seed=0)
-        steps = {"iter_max": STEPS, "iter_save": STEPS, "save": lambda step: None, "log": lambda step, values: None}
+        steps = {
+            "iter_max": TRAINING_STEPS,
+            "iter_save": TRAINING_STEPS,
+            "save": lambda step: None,
+            "log": lambda step, values: None,
+        }
         train(classifier, batches, Adam(classifier.parameters()), **steps)
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, lambda file: torch.save(classifier.state_dict(), file))
@@ -80,7 +85,7 @@ def generated_accuracy(model, classifier):
     return evaluate.accuracy(torch.cat(seen), y.repeat_interleave(GENERATED))
 
 
-def report_content(run, model):
+def report_generated(run, model):
     """Print how often the classifier finds the label in generated images, and add it to results.json."""
     classifier, own = judge(run.data, run.device)
     percent, confusion = generated_accuracy(model, classifier)
@@ -88,4 +93,4 @@ def report_content(run, model):
     print(f"Generated digits that show their label: {percent} % of {percent.n:,}, by that classifier,")
     print(f"whose accuracy on the {own.n:,} real test images is {own} %", flush=True)
     numbers = {"accuracy_percent": percent.record(), "classifier_percent": own.record()}
-    keep(run, "generated", **numbers, confusion=confusion.tolist())
+    add_results(run, "generated", **numbers, confusion=confusion.tolist())

@@ -20,28 +20,28 @@ import torch.distributed as dist
 from codebase.errors import InputError
 
 
-def started():
+def torchrun_rank_and_size():
     """The number of this process, and how many torchrun has started; (0, 1) without torchrun."""
     return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if dist.is_torchelastic_launched() else (0, 1)
 
 
-def take_gpu():
+def use_own_gpu():
     """Let "cuda" be this process's own GPU. If there are fewer GPUs than processes, several processes share one."""
-    if started()[1] > 1:
+    if torchrun_rank_and_size()[1] > 1:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
 
 
-def share(function, n):
+def share_out(function, n):
     """[function(0), ..., function(n - 1)], texts; in other processes than the first one an empty list.
 
     Each process takes the next number that no other one has taken.
     """
-    store = next(dist.rendezvous("env://"))[0] if started()[1] > 1 else dist.HashStore()
+    store = next(dist.rendezvous("env://"))[0] if torchrun_rank_and_size()[1] > 1 else dist.HashStore()
     # After a restart by torchrun (--max-restarts), the processes share out the numbers again.
     store = dist.PrefixStore(f"share {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
     while (i := store.add("taken", 1) - 1) < n:
         store.set(f"result {i}", function(i))
-    results = [f"result {i}" for i in range(n)] if started()[0] == 0 else []
+    results = [f"result {i}" for i in range(n)] if torchrun_rank_and_size()[0] == 0 else []
     while results and not store.check(results):  # until the other processes are done
         time.sleep(0.2)
     return [store.get(result).decode() for result in results]
@@ -61,9 +61,9 @@ def size():
 
 
 @contextlib.contextmanager
-def together(device):
+def data_parallel(device):
     """In the block: all processes work on one run. device: the flag --device."""
-    if started()[1] == 1:
+    if torchrun_rank_and_size()[1] == 1:
         yield
         return
     on_gpus = device in ("auto", "cuda") and torch.cuda.is_available()
@@ -79,7 +79,7 @@ def together(device):
         dist.destroy_process_group()
 
 
-def is_end_of_another(error):
+def has_another_ended(error):
     """Does the error say that another process cannot be reached, because it has ended?"""
     return isinstance(error, dist.DistError) or (size() > 1 and "gloo" in str(error))
 
@@ -91,7 +91,7 @@ def wait():
 
 
 @contextlib.contextmanager
-def first_one_first():
+def first_process_first():
     """The process of rank 0 executes the block first; when it has left the block, the others do."""
     if rank() > 0:
         wait()
@@ -144,12 +144,12 @@ def copy_from_first(tensors):
         dist.broadcast(each, 0)
 
 
-def largest(number):
+def maximum(number):
     """The largest of the processes' numbers."""
-    return max(gathered([number]))
+    return max(gather([number]))
 
 
-def gathered(own):
+def gather(own):
     """The lists of all processes, interleaved: item i comes from process i mod size()."""
     if size() == 1:
         return own

@@ -125,7 +125,7 @@ def train(model, batches, optimizer, *, iter_max, iter_save, save, log, start=0,
     step = start
     finished = dict(model.named_buffers()).get("step")
     points = []  # the loss and its terms at each step since the last check, on the device
-    hidden = start >= iter_max or processes.started()[0] > 0
+    hidden = start >= iter_max or processes.torchrun_rank_and_size()[0] > 0
     bar = tqdm(total=iter_max, initial=start, mininterval=0.5, unit="it", disable=hidden)
     with bar:
         for step in range(start + 1, iter_max + 1):

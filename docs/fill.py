@@ -81,7 +81,7 @@ def number(configuration, name):
 
 def mean(configuration, name, digits=2):
     """'99.81 ± 0.09': the mean over the runs ± its standard error."""
-    return tables.in_words(number(configuration, name), digits)
+    return tables.mean_and_error(number(configuration, name), digits)
 
 
 def deviation(configuration, name):
@@ -96,7 +96,7 @@ def single(configuration, name, digits=1):
 
 def minus(a, name_a, b, name_b, digits=2):
     """Number name_a of configuration a minus name_b of b, between runs of the same seed."""
-    return tables.in_words(tables.difference(RUNS[a], RUNS[b], name_a, name_b), digits)
+    return tables.mean_and_error(tables.difference(RUNS[a], RUNS[b], name_a, name_b), digits)
 
 
 def low_high(configuration, name, digits=2):
@@ -147,8 +147,8 @@ def paired(a, b):
     for name in RUNS[b]["results"]:
         if name in RUNS[a]["results"]:
             values = [dict(zip(RUNS[c]["seeds"], number(c, name)["values"], strict=True)) for c in (a, b)]
-            means = [tables.in_words(tables.estimate([of[seed] for seed in seeds])) for of in values]
-            cells.append([tables.called(name), *means, minus(b, name, a, name)])
+            means = [tables.mean_and_error(tables.estimate([of[seed] for seed in seeds])) for of in values]
+            cells.append([tables.printed_name(name), *means, minus(b, name, a, name)])
     return f"\n\n{tables.markdown(cells)}\n\n"
 
 
@@ -156,7 +156,7 @@ def every_run(configuration, *names):
     """A table with a row for each run, and these numbers or all."""
     of = RUNS[configuration]
     names = names or list(of["results"])
-    cells = [["seed", *map(tables.called, names)]]
+    cells = [["seed", *map(tables.printed_name, names)]]
     for i, seed in enumerate(of["seeds"]):
         values = [of["results"][name]["values"][i] for name in names]
         cells.append([seed, *("" if value is None else f"{value:.2f}" for value in values)])
@@ -177,7 +177,7 @@ def against_staff(configuration):
             error = math.hypot(of["se"], (sd or deviation(configuration, name)) / math.sqrt(STAFF_RUNS))
             staff = f"{theirs:.2f}" + (f" ± {sd / math.sqrt(STAFF_RUNS):.2f}" if sd else "")
             ours += [staff, f"{of['mean'] - theirs:+.2f}", f"{(of['mean'] - theirs) / error:+.1f}"]
-        cells.append([tables.called(name), *ours[1:], *[""] * (6 - len(ours))])
+        cells.append([tables.printed_name(name), *ours[1:], *[""] * (6 - len(ours))])
     return f"\n\n{tables.markdown(cells)}\n\n"
 
 

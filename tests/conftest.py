@@ -112,7 +112,9 @@ def script(tmp_path, monkeypatch, capsys):
     """script('run_vae.py', '--z', 2, ...) runs it in tmp_path. Returns (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
     save = Image.Image.save
-    monkeypatch.setattr(Image.Image, "save", lambda *args, **how: save(*args, **({"compress_level": 1} | how)))  # quick
+    monkeypatch.setattr(
+        Image.Image, "save", lambda *args, **how: save(*args, **({"compress_level": 1} | how))
+    )  # level 1 takes less time
 
     def call(name, *args):
         monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
@@ -156,7 +158,7 @@ def vae(on_digits):
 @pytest.fixture
 def fsvae(script, colour_digits, monkeypatch):
     """As `vae`, on small colour digits, a checkpoint every 10 steps; a classifier of 10 steps judges 200 images."""
-    monkeypatch.setattr(judge, "STEPS", 10)
+    monkeypatch.setattr(judge, "TRAINING_STEPS", 10)
     monkeypatch.setattr(judge, "GENERATED", 20)
     usual = {"--dataset": colour_digits, "--iter_max": 30, "--iter_save": 10, "--batch_size": 50, "--device": "cpu"}
     return partial(with_usual, script, usual, "run_fsvae.py")

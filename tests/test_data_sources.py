@@ -130,7 +130,7 @@ def test_a_download_that_stalls_is_given_up(tmp_path, server, monkeypatch):
     """A server sends half of the file and then nothing. No file stays, and the timeout is reset afterwards."""
     url = server(lambda c, _: c.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(500)))
     monkeypatch.setattr(MNIST, "mirrors", [url])
-    monkeypatch.setattr(download, "PATIENCE", 0.5)
+    monkeypatch.setattr(download, "TIMEOUT", 0.5)
     began = time.monotonic()
     with pytest.raises(data.DownloadError, match="timed out"):
         data.load("mnist", tmp_path / "absent")
@@ -190,7 +190,7 @@ def test_a_download_lands_in_data_dir(tmp_path, tiny_mnist, server, monkeypatch)
 @pytest.mark.parametrize("compressed", [True, False])
 def test_svhn_is_as_torchvision_reads_it(tmp_path, monkeypatch, split, compressed):
     """Images channel first, label 10 as the digit 0; transposed seven images at a time."""
-    monkeypatch.setattr(data.svhn, "ROWS", 7)
+    monkeypatch.setattr(data.svhn, "CHUNK", 7)
     folder = save_svhn(tmp_path / "data", monkeypatch, compressed=compressed)
     svhn = data.load("svhn", folder, "svhn", split)
     assert (svhn.name, svhn.shape) == ("svhn", (3, 32, 32))

@@ -77,7 +77,7 @@ def test_iwae_agrees_with_the_models_own_bound():
 
 def test_bounds_and_effective_sample_size_from_their_definitions(monkeypatch):
     """From the same weights: the bound of m samples averages over all groups of m, ESS is (sum w)^2 / (M sum w^2)."""
-    monkeypatch.setattr(evaluate, "ROWS", 60 * 40)  # all samples at once, so that the same can be drawn here
+    monkeypatch.setattr(evaluate, "MAX_ROWS", 60 * 40)  # all samples at once, so that the same can be drawn here
     model = LinearGaussian(shift=0.2, widen=1.5)
     x = model.draw(60)
     torch.manual_seed(0)

@@ -40,7 +40,7 @@ def batches_of(model, device, start=0):
     return data.binary_batches(x, 20, 0, start)
 
 
-def trained(make, steps, device="cpu", quick=False, bfloat16=False):
+def trained(make, steps, device="cpu", faster=False, bfloat16=False):
     """The model and optimizer after some steps from seed 1, the losses, and a random number drawn after them."""
     torch.manual_seed(1)
     model = make().to(device)
@@ -49,8 +49,8 @@ def trained(make, steps, device="cpu", quick=False, bfloat16=False):
     update = partial(training_step, model, optimizer, bfloat16=bfloat16)
     batch = next(batches)
     with matmul_precision.float32_outputs(model) if bfloat16 else contextlib.nullcontext():
-        if quick:
-            update, how = fast.faster(update, batch)
+        if faster:
+            update, how = fast.make_faster(update, batch)
             assert how.startswith((COMPILED, "a CUDA graph, ready")), how
         points = [update(batch), *(update(next(batches)) for _ in range(steps - 1))]
     losses = {tag: torch.stack([point[tag] for point in points]).cpu() for tag in points[0]}
@@ -73,7 +73,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_losses_weights_and_moments_from_the_same_seed(name, device, tmp_path):
     plain, plain_adam, expected, drawn = trained(MODELS[name], 30, device)
-    model, optimizer, losses, drawn_too = trained(MODELS[name], 30, device, quick=True)
+    model, optimizer, losses, drawn_too = trained(MODELS[name], 30, device, faster=True)
     assert list(losses) == list(expected)
     for tag in losses:
         torch.testing.assert_close(losses[tag], expected[tag], rtol=1e-4, atol=1e-3)
@@ -99,7 +99,7 @@ def test_the_same_losses_weights_and_moments_from_the_same_seed(name, device, tm
 def test_compiled_in_bfloat16():
     _, _, exact, _ = trained(MODELS["vae"], 30)
     _, _, expected, _ = trained(MODELS["vae"], 30, bfloat16=True)
-    _, _, losses, _ = trained(MODELS["vae"], 30, quick=True, bfloat16=True)
+    _, _, losses, _ = trained(MODELS["vae"], 30, faster=True, bfloat16=True)
     for tag in losses:
         torch.testing.assert_close(losses[tag], expected[tag], rtol=3e-3, atol=3e-2)
     assert not losses["gen/rec"].equal(exact["gen/rec"])
@@ -188,7 +188,7 @@ def test_trying_it_changes_nothing(name, started):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fast, "compiled", broken)
             patch.setattr(fast, "loss_compiled", broken)
-            chosen, how = fast.faster(update, batch)
+            chosen, how = fast.make_faster(update, batch)
         assert chosen is update
         assert how.startswith(f"the plain one, because the faster one fails ({reason}")
         assert "story" not in how
@@ -199,8 +199,8 @@ def test_trying_it_changes_nothing(name, started):
 
 def test_when_it_is_worth_compiling():
     cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
-    assert not fast.worth_compiling(cpu, fast.STEPS - 1)
-    assert fast.worth_compiling(cpu, fast.STEPS)
+    assert not fast.worth_compiling(cpu, fast.COMPILED_FROM - 1)
+    assert fast.worth_compiling(cpu, fast.COMPILED_FROM)
     assert fast.worth_compiling(cuda, 1)
     assert not fast.worth_compiling(mps, 10**6)
 
@@ -253,7 +253,7 @@ EDITS = {  # step, model, optimizer, schedule; the first is the unedited one
 }
 
 
-def trained_with(edit, device, quick):
+def trained_with(edit, device, faster):
     """The model's state_dict after 50 steps from seed 1."""
     step, make, optimizer_of, schedule = EDITS[edit]
     torch.manual_seed(1)
@@ -261,8 +261,8 @@ def trained_with(edit, device, quick):
     optimizer = optimizer_of(model.parameters())
     batches = batches_of(model, device)
     update = partial(step, model, optimizer)
-    if quick:
-        update, how = fast.faster(update, next(batches_of(model, device)))
+    if faster:
+        update, how = fast.make_faster(update, next(batches_of(model, device)))
         assert how.startswith(("its loss compiled" if edit == "torch.optim" else COMPILED, "a CUDA graph, ready")), how
     torch.manual_seed(2)
     rate = learning_rate(1e-3, schedule, 50)
@@ -281,7 +281,9 @@ def test_an_edit_of_the_step_is_what_runs(edit, device):
     the one compilation that is tested by default."""
     if device == "cuda" and edit == "torch.optim":
         pytest.skip("its state is made too late for a graph, and the run says so")
-    plain, quick, unedited = (trained_with(*how) for how in ((edit, device, 0), (edit, device, 1), ("none", device, 0)))
+    plain, faster, unedited = (
+        trained_with(*how) for how in ((edit, device, 0), (edit, device, 1), ("none", device, 0))
+    )
     unedited |= {key: torch.zeros_like(value) for key, value in plain.items() if key not in unedited}
 
     def distance(a, b):
@@ -289,7 +291,7 @@ def test_an_edit_of_the_step_is_what_runs(edit, device):
 
     moved = distance(plain, unedited)
     assert moved > 1e-2
-    assert distance(quick, plain) < 0.05 * moved
+    assert distance(faster, plain) < 0.05 * moved
 
 
 @needs_compiler
@@ -304,10 +306,10 @@ def test_an_edit_reaches_a_run(tmp_path):
     save_digits(tmp_path / "digits.npz")
     args = ["--dataset", "digits.npz", "--iter_max", 50, "--z", 2, "--batch_size", 20, "--device", "cpu", "--seed", 0]
     ended = []
-    for run, (folder, quick) in enumerate(((ROOT, 0), (copy_of_all, 0), (copy_of_all, 1))):
-        command = [sys.executable, folder / "run_vae.py", *args, "--fast", quick, "--run", run]
+    for run, (folder, faster) in enumerate(((ROOT, 0), (copy_of_all, 0), (copy_of_all, 1))):
+        command = [sys.executable, folder / "run_vae.py", *args, "--fast", faster, "--run", run]
         done = subprocess.run([*map(str, command)], cwd=tmp_path, check=True, capture_output=True, text=True)
-        assert (f"update       {COMPILED}" in done.stdout) == quick, done.stdout
+        assert (f"update       {COMPILED}" in done.stdout) == faster, done.stdout
         (path,) = tmp_path.glob(f"checkpoints/*run={run:04d}/model-00050.pt")
         ended.append(nn.utils.parameters_to_vector(torch.load(path).values()))
     unedited, plain, compiled = ended
@@ -335,20 +337,20 @@ def test_a_step_that_went_out_of_date_stops_the_run(device, monkeypatch):
     batch = next(batches_of(model, device))
     update = partial(training_step, model, Adam(model.parameters()))
     if device == "cuda":
-        quick, how = fast.faster(update, batch)
+        faster, how = fast.make_faster(update, batch)
         assert how.startswith("a CUDA graph, ready"), how
     else:
 
-        def quick(batch):  # what a recording does
+        def faster(batch):  # what a recording does
             weight, model.weight = model.weight, 1.0
             point = update(batch)
             model.weight = weight
             return point
 
-    fast.check(quick, update, batch, 7)
+    fast.check(faster, update, batch, 7)
     model.weight = 2.0
     with pytest.raises(InputError, match=r"after step 7 the faster update differs from training_step: its losses are"):
-        fast.check(quick, update, batch, 7)
+        fast.check(faster, update, batch, 7)
 
 
 @needs_compiler
@@ -358,22 +360,22 @@ def test_a_compiled_step_sees_a_python_number_change():
     model = Counting()
     batch = next(batches_of(model, "cpu"))
     update = partial(training_step, model, Adam(model.parameters()))
-    quick, how = fast.faster(update, batch)
+    faster, how = fast.make_faster(update, batch)
     assert how.startswith(COMPILED), how
     for weight in (1.0, 2.0, 3.5, 4.25):
         model.weight = weight
-        fast.check(quick, update, batch, 7)
+        fast.check(faster, update, batch, 7)
 
 
-@pytest.mark.parametrize("quick", [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])])
-def test_what_changes_during_training_sees_the_step(quick):
+@pytest.mark.parametrize("faster", [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])])
+def test_what_changes_during_training_sees_the_step(faster):
     """In the plain and in the compiled update, and if training resumes from a later step."""
     torch.manual_seed(1)
     model = WarmUp(z_dim=3)
     optimizer, batches, logged = Adam(model.parameters(), 1e-3), batches_of(model, "cpu"), {}
     update = partial(training_step, model, optimizer)
-    if quick:
-        update, how = fast.faster(update, next(batches))
+    if faster:
+        update, how = fast.make_faster(update, next(batches))
         assert how.startswith(COMPILED), how
     for start, iter_max in ((0, 1), (1, 11), (30, 31), (31, 60)):
         train(
@@ -431,10 +433,10 @@ def test_a_run_by_a_faster_update_without_the_compilers_minute(script, tmp_path,
     monkeypatch.setattr(fast, "torch_compile", lambda function: function)
     args = ["--dataset", tmp_path / "digits.npz", "--iter_max", 30, "--z", 2, "--batch_size", 20, "--device", "cpu"]
     ended = []
-    for quick in (0, 1):
-        code, out, _ = script("run_vae.py", *args, "--fast", quick, "--overwrite", 1)
+    for faster in (0, 1):
+        code, out, _ = script("run_vae.py", *args, "--fast", faster, "--overwrite", 1)
         assert code == 0
-        assert ("update       compiled, ready after 0 s" in out) == quick, out
+        assert ("update       compiled, ready after 0 s" in out) == faster, out
         (path,) = tmp_path.glob("checkpoints/*/model-00030.pt")
         ended.append(torch.load(path))
     assert same(*ended)

@@ -21,7 +21,7 @@ from codebase.errors import InputError
 from codebase.models.vae import VAE
 from codebase.runs import checkpoints, tables
 from codebase.runs.flags import SHARED_FLAGS, parse_flags
-from codebase.runs.results import recorded
+from codebase.runs.results import read_results
 from codebase.train import Adam
 
 CASES = [100, pytest.param(10_000, marks=pytest.mark.slow)]
@@ -331,7 +331,7 @@ def test_results_of_other_contents(tmp_path, n):
 
     def check(step, results):
         (tmp_path / "results.json").write_text(json.dumps({"step": step, "results": results, "flags": {}}))
-        for split in recorded(run, 1).get("results", {}).values():
+        for split in read_results(run, 1).get("results", {}).values():
             split["nelbo"] = 1
 
     for_all(n, (st.one_of(st.just(1), TREES), part), check)

@@ -12,7 +12,7 @@ from codebase.judge import Classifier
 @pytest.fixture
 def images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(judge, "STEPS", 60)
+    monkeypatch.setattr(judge, "TRAINING_STEPS", 60)
     return data.load(save_digits(tmp_path / "digits.npz", colour=True))
 
 

@@ -9,10 +9,10 @@ import time
 from functools import partial
 from pathlib import Path
 
+import killed_run
 import pytest
 import torch
 import torch.distributed as dist
-import victim
 from conftest import COMPILED, ROOT, contents, needs_compiler, same, save_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -34,9 +34,9 @@ def together(folder, n, function, *args):
     for rank in range(n):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # of the process that they are forked from
-            started.append(victim.FORKS.Process(target=work, args=(rank, n, folder, function, args), daemon=True))
+            started.append(killed_run.FORKS.Process(target=work, args=(rank, n, folder, function, args), daemon=True))
             started[-1].start()
-    assert [victim.finish(process) for process in started] == [0] * n
+    assert [killed_run.finish(process) for process in started] == [0] * n
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(n)]
 
 
@@ -55,7 +55,7 @@ def exchange(folder):
     a, b = torch.full((2, 3), float(rank)), torch.tensor(10.0 * rank)
     processes.average([a, b])
     own = [f"{i} by {rank}" for i in range(rank, 8, processes.size())]
-    return a, b, processes.largest(15 * (rank == 1)), processes.gathered(own)
+    return a, b, processes.maximum(15 * (rank == 1)), processes.gather(own)
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def steps(name, how):
     update = partial(training_step, model, optimizer)
     if how == "compiled":
         optimizer = Adam(model.parameters(), 0.01)
-        update, words = fast.faster(partial(training_step, model, optimizer), next(batches))
+        update, words = fast.make_faster(partial(training_step, model, optimizer), next(batches))
         assert words.startswith(COMPILED), words
     points = [update(next(batches)) for _ in range(3)]
     return points, model.state_dict()
@@ -145,7 +145,7 @@ def test_a_step_of_two_processes_is_that_of_one(tmp_path, name, how, monkeypatch
 
 
 def steps_after_a_failure():
-    """What fast.faster says if the update cannot be compiled in the second process, and the weights after a step."""
+    """What make_faster says if the update cannot be compiled in the second process, and the weights after a step."""
     if processes.rank() == 0:
         fast.compiled = fast.loss_compiled = lambda update, batch: update
     else:
@@ -153,7 +153,7 @@ def steps_after_a_failure():
     torch.manual_seed(1)
     model = MODELS["vae"]()
     batches = processes.own_rows(iter([batch_of(model)] * 2), 0, 0)
-    update, how = fast.faster(partial(training_step, model, Adam(model.parameters())), next(batches))
+    update, how = fast.make_faster(partial(training_step, model, Adam(model.parameters())), next(batches))
     update(next(batches))
     return how, model.state_dict()
 
@@ -168,8 +168,8 @@ def test_a_step_that_one_process_cannot_compile_is_compiled_by_none(tmp_path):
 
 def bounds(name):
     """All that is evaluated, on 50 images in chunks of at most 7."""
-    evaluate.IMAGES = 7
-    evaluate.ROWS = 7 if name != "ssvae" else 70
+    evaluate.MAX_IMAGES = 7
+    evaluate.MAX_ROWS = 7 if name != "ssvae" else 70
     torch.manual_seed(1)
     model = MODELS[name]()
     split = batch_of(model, 50)[: 2 if name == "fsvae" else 1]
@@ -203,7 +203,7 @@ def torchrun(folder, n, *args):
 def by(n, folder, *args):
     """Run a script by n processes. Returns what the first one has printed."""
     folder.mkdir(exist_ok=True)
-    codes = [victim.finish(process) for process in victim.start_together(folder, n, args)]
+    codes = [killed_run.finish(process) for process in killed_run.start_together(folder, n, args)]
     assert codes == [0] * n, codes
     return printed(folder)
 
@@ -271,14 +271,14 @@ def test_one_run_of_two_processes(tmp_path, flags):
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_and_a_run_that_is_there_already_are_sentences(tmp_path, flags):
     flags, _ = flags
-    processes = victim.start_together(tmp_path, 3, [*flags, "--iter_max", 20])
-    assert [victim.finish(process) for process in processes] == [2, 2, 2]
+    processes = killed_run.start_together(tmp_path, 3, [*flags, "--iter_max", 20])
+    assert [killed_run.finish(process) for process in processes] == [2, 2, 2]
     assert "3 processes cannot share 10 images" in printed(tmp_path)
     assert not list(tmp_path.glob("checkpoints/*/*.pt"))
     by(2, tmp_path, *flags, "--iter_max", 20)
     before = contents(tmp_path / "checkpoints")
-    processes = victim.start_together(tmp_path, 2, [*flags, "--iter_max", 20])
-    assert [victim.finish(process) for process in processes] == [2, 2]
+    processes = killed_run.start_together(tmp_path, 2, [*flags, "--iter_max", 20])
+    assert [killed_run.finish(process) for process in processes] == [2, 2]
     assert "already holds a run. --resume 1 resumes" in printed(tmp_path)
     assert printed(tmp_path, "output-1.txt").count("\n") == 1
     assert contents(tmp_path / "checkpoints") == before

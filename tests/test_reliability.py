@@ -16,9 +16,9 @@ import time
 from functools import partial
 from pathlib import Path
 
+import killed_run
 import pytest
 import torch
-import victim
 from conftest import ROOT, Trap, contents, same, save_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -108,13 +108,13 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path
     steps, seconds = [0], [0]
     for i in range(kills):
         in_a_write = i % 2
-        process = victim.start(
+        process = killed_run.start(
             killed, [*flags(name), "--resume", 1], die_at=chance.randint(1, 150) if in_a_write else None
         )
         if not in_a_write:
             time.sleep(chance.uniform(0.05, 0.7))
             process.kill()
-        assert victim.finish(process) == -signal.SIGKILL, output(killed)
+        assert killed_run.finish(process) == -signal.SIGKILL, output(killed)
         state = newest_state(killed)
         steps.append(state["step"] if state else 0)
         seconds.append(state["seconds"] if state else 0)
@@ -125,8 +125,8 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path
 
     last = steps[-1] + 37
     for folder, resume in ((killed, 1), (whole, 0)):
-        process = victim.start(folder, [*flags(name), "--resume", resume, "--iter_max", last])
-        assert victim.finish(process) == 0, output(folder)
+        process = killed_run.start(folder, [*flags(name), "--resume", resume, "--iter_max", last])
+        assert killed_run.finish(process) == 0, output(folder)
     (a,), (b,) = (list(folder.glob("checkpoints/*_run=0000")) for folder in (killed, whole))
     assert {path.name for path in a.iterdir()} == {path.name for path in b.iterdir()}
     for path in a.glob("*.pt"):
@@ -153,11 +153,11 @@ STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_signal_finishes_the_step_and_saves_it(tmp_path, flags, name, number, code):
     args = [*flags(name), "--iter_save", 10**6]
-    process = victim.start(tmp_path, args)
+    process = killed_run.start(tmp_path, args)
     wait_for_the_loop(process, tmp_path)
     time.sleep(0.3)
     os.kill(process.pid, number)
-    assert victim.finish(process) == code, output(tmp_path)
+    assert killed_run.finish(process) == code, output(tmp_path)
     said = re.search(r"^stopped after step ([\d,]+), which is saved: --resume 1 resumes it", output(tmp_path), re.M)
     step = int(said[1].replace(",", ""))
     assert step >= 1
@@ -168,8 +168,8 @@ def test_a_signal_finishes_the_step_and_saves_it(tmp_path, flags, name, number, 
     # Resumed, it has the weights of a run that was never stopped.
     (tmp_path / "whole").mkdir()
     for folder, resume in ((tmp_path, 1), (tmp_path / "whole", 0)):
-        process = victim.start(folder, [*args, "--resume", resume, "--iter_max", step + 20])
-        assert victim.finish(process) == 0, output(folder)
+        process = killed_run.start(folder, [*args, "--resume", resume, "--iter_max", step + 20])
+        assert killed_run.finish(process) == 0, output(folder)
     states = [newest_state(folder) for folder in (tmp_path, tmp_path / "whole")]
     assert same(*(state["weights"] for state in states))
 
@@ -178,25 +178,25 @@ def test_a_signal_finishes_the_step_and_saves_it(tmp_path, flags, name, number, 
 @ALL_OF_THEM_SLOWLY
 def test_a_second_start_is_refused_while_the_first_lives(tmp_path, flags, name, how):
     """Before there is a checkpoint; a process that was killed does not keep the run."""
-    first = victim.start(tmp_path, [*flags(name), "--iter_save", 10**7, "--iter_max", 10**7, *how])
+    first = killed_run.start(tmp_path, [*flags(name), "--iter_save", 10**7, "--iter_max", 10**7, *how])
     wait_for_the_loop(first, tmp_path)
     before = {path: what for path, what in contents(tmp_path / "checkpoints").items() if path.suffix == ".pt"}
     for more in ([], ["--resume", 1], ["--overwrite", 1]):
-        second = victim.start(tmp_path, [*flags(name), *more])
-        assert victim.finish(second) == 2, output(tmp_path)
+        second = killed_run.start(tmp_path, [*flags(name), *more])
+        assert killed_run.finish(second) == 2, output(tmp_path)
         assert "is in use by another process" in output(tmp_path)
     assert before.items() <= contents(tmp_path / "checkpoints").items()
     first.kill()
-    assert victim.finish(first) == -signal.SIGKILL
-    third = victim.start(tmp_path, [*flags(name), "--resume", 1, "--iter_max", 2])
-    assert victim.finish(third) == 0, output(tmp_path)
+    assert killed_run.finish(first) == -signal.SIGKILL
+    third = killed_run.start(tmp_path, [*flags(name), "--resume", 1, "--iter_max", 2])
+    assert killed_run.finish(third) == 0, output(tmp_path)
 
 
 @ALL_OF_THEM_SLOWLY
 def test_a_full_disk_is_an_error_and_leaves_the_last_checkpoint_whole(tmp_path, flags, name):
     """A limit of the size of files, which is met by curves, pictures, weights and the training state in turn."""
-    process = victim.start(tmp_path, [*flags(name), "--iter_max", 30])
-    assert victim.finish(process) == 0, output(tmp_path)
+    process = killed_run.start(tmp_path, [*flags(name), "--iter_max", 30])
+    assert killed_run.finish(process) == 0, output(tmp_path)
     (folder,) = tmp_path.glob("checkpoints/*_run=0000")
     pictures = [path.stat().st_size for path in tmp_path.glob("logs/*/*.png")]
     limits = {
@@ -207,21 +207,21 @@ def test_a_full_disk_is_an_error_and_leaves_the_last_checkpoint_whole(tmp_path, 
     }
     for what, limit in limits.items():
         before = {path: path.read_bytes() for path in folder.glob("*.pt")}
-        process = victim.start(tmp_path, [*flags(name), "--resume", 1, "--iter_max", 60], disk=limit)
-        assert victim.finish(process) == 2, output(tmp_path)
+        process = killed_run.start(tmp_path, [*flags(name), "--resume", 1, "--iter_max", 60], disk=limit)
+        assert killed_run.finish(process) == 2, output(tmp_path)
         message = re.search(r"error: \[Errno 27\] File too large: '(.*)'", output(tmp_path).splitlines()[-1])
         assert what in Path(message[1]).name
         assert contents(folder).items() >= before.items()
         assert not list(tmp_path.rglob("*.tmp"))
         assert newest_state(tmp_path)["step"] == 30
-    process = victim.start(tmp_path, [*flags(name), "--resume", 1, "--iter_max", 60])  # as it says
-    assert victim.finish(process) == 0
+    process = killed_run.start(tmp_path, [*flags(name), "--resume", 1, "--iter_max", 60])  # as it says
+    assert killed_run.finish(process) == 0
 
 
 @pytest.fixture
 def trained(script, flags, monkeypatch):
     """trained('run_vae.py') trains 30 steps, saved at 20 and 30. Returns (call with more flags, checkpoints, logs)."""
-    monkeypatch.setattr(judge, "STEPS", 5)
+    monkeypatch.setattr(judge, "TRAINING_STEPS", 5)
 
     def of(name):
         usual = flags(name)
@@ -447,9 +447,12 @@ def test_a_run_is_overwritten_by_halves_or_whole_but_never_resumed_by_mistake(tm
     for die_at in (1, 2, 3, 6, 9):
         folder = tmp_path / str(die_at)
         folder.mkdir()
-        assert victim.finish(victim.start(folder, [*flags(name), "--iter_max", 30])) == 0
-        assert victim.finish(victim.start(folder, [*flags(name), "--overwrite", 1], die_at=die_at)) == -signal.SIGKILL
-        code = victim.finish(victim.start(folder, [*flags(name), "--resume", 1, "--iter_max", 30]))
+        assert killed_run.finish(killed_run.start(folder, [*flags(name), "--iter_max", 30])) == 0
+        assert (
+            killed_run.finish(killed_run.start(folder, [*flags(name), "--overwrite", 1], die_at=die_at))
+            == -signal.SIGKILL
+        )
+        code = killed_run.finish(killed_run.start(folder, [*flags(name), "--resume", 1, "--iter_max", 30]))
         (words,) = re.findall(
             "resuming after step (30)|(nothing to resume)|(holds weights, but no training.pt)",
             output(folder),
@@ -476,15 +479,15 @@ def test_a_run_of_which_only_the_training_state_is_left_is_a_run(trained):
 @pytest.mark.slow
 def test_the_report_of_a_run_is_within_its_lock(tmp_path, flags):
     args = [*flags("run_vae.py"), "--iter_max", 2, "--train", 2, "--iw_eval", 5000]
-    first = victim.start(tmp_path, args)
+    first = killed_run.start(tmp_path, args)
     while not list(tmp_path.glob("logs/*/results.json")):
         assert first.exitcode is None
         time.sleep(0.02)
     (tmp_path / "output.txt").rename(tmp_path / "first.txt")
-    assert victim.finish(victim.start(tmp_path, [*flags("run_vae.py"), "--resume", 1, "--iter_max", 3])) == 2
+    assert killed_run.finish(killed_run.start(tmp_path, [*flags("run_vae.py"), "--resume", 1, "--iter_max", 3])) == 2
     assert "in use" in output(tmp_path)
     assert first.is_alive()
-    assert victim.finish(first) == 0
+    assert killed_run.finish(first) == 0
 
 
 def test_a_second_look_at_a_file_of_weights_keeps_what_the_first_found(trained):

@@ -32,7 +32,7 @@ def images(tmp_path):
 @pytest.fixture
 def run(script, tmp_path, monkeypatch):
     """run(name, path, ...): 6 steps, resumed at 4, evaluated. Returns what was printed, results, and the logs."""
-    monkeypatch.setattr(judge, "STEPS", 20)
+    monkeypatch.setattr(judge, "TRAINING_STEPS", 20)
 
     def call(name, path, *args):
         usual = ["--dataset", path, "--batch_size", 26, "--device", "cpu", "--iw_eval", "1,3", *args]

@@ -314,7 +314,7 @@ def test_the_fsvae_trains_resumes_and_evaluates(fsvae, folders, tmp_path):
 
 def test_the_twenty_styles_are_the_same_throughout_training(fsvae, folders, monkeypatch):
     """With a learning rate of next to nothing the model stays as it is, and so does its picture."""
-    monkeypatch.setattr(judge, "STEPS", 1)
+    monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
     fsvae("--lr", 1e-30, "--iter_max", 3, "--iter_save", 1)
     shown = pictures_shown(folders()[1])["samples"]
     assert [step for step, _ in shown] == [1, 2, 3]
@@ -323,7 +323,7 @@ def test_the_twenty_styles_are_the_same_throughout_training(fsvae, folders, monk
 
 def test_rows_are_digits_and_columns_are_styles(fsvae, tmp_path, monkeypatch):
     """A decoder whose first pixel is 0.5 + z_0 / 10, whose second is y / 10."""
-    monkeypatch.setattr(judge, "STEPS", 1)
+    monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
     state = FSVAE().state_dict()
     decoder = [state[f"dec.net.{i}.{what}"].zero_() for i in (0, 2, 4) for what in ("weight", "bias")]
     first, bias, second, _, last, last_bias = decoder
@@ -344,7 +344,7 @@ def test_rows_are_digits_and_columns_are_styles(fsvae, tmp_path, monkeypatch):
 
 def test_a_file_of_the_homeworks_fsvae_is_evaluated(fsvae, tmp_path, monkeypatch):
     torch.save(FSVAE().state_dict() | {"x_v": torch.full((1,), 0.1)}, tmp_path / "theirs.pt")
-    monkeypatch.setattr(judge, "STEPS", 1)
+    monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
     code, out, _ = fsvae("--train", 0, "--checkpoint", "theirs.pt", "--iw_eval", 2)
     assert code == 0
     assert "Negative IWAE-2: " in out

@@ -65,7 +65,7 @@ def load(dataset, data_dir="data", auto="mnist", split="extra"):
         raise InputError(f"--dataset {dataset}: the choices are auto, mnist, svhn, glyphs, or a path of an .npz file.")
     name = auto if dataset == "auto" else dataset
     try:
-        with processes.first_one_first():  # the first process downloads missing files
+        with processes.first_process_first():  # the first process downloads missing files
             return Data(*(mnist.read(folder) if name == "mnist" else svhn.read(folder, split)))
     except DownloadError as error:
         if dataset != "auto":

@@ -6,7 +6,7 @@ import socket
 
 from codebase.errors import InputError
 
-PATIENCE = 20  # seconds without an answer of the server, after which a download fails
+TIMEOUT = 20  # seconds without an answer of the server, after which a download fails
 
 
 class DownloadError(InputError):
@@ -23,7 +23,7 @@ def downloading(what, files):
     folder, done, before = files[0].parent, False, socket.getdefaulttimeout()
     print(f"downloading  {what} to {folder}", flush=True)
     try:
-        socket.setdefaulttimeout(PATIENCE)
+        socket.setdefaulttimeout(TIMEOUT)
         with contextlib.redirect_stdout(io.StringIO()):  # hides torchvision's list of failed servers
             yield
         done = True

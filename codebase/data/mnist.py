@@ -20,7 +20,7 @@ MNIST_FILES = {  # name: SHA-256 of the unpacked file
 def read(data_dir):
     """The fields of Data. Missing files are downloaded. Raises DownloadError, and InputError for wrong files."""
     raw = data_dir / "MNIST" / "raw"
-    missing = [raw / f"{name}.gz" for name in MNIST_FILES if not find(raw / name)]
+    missing = [raw / f"{name}.gz" for name in MNIST_FILES if not existing_file(raw / name)]
     if missing:
         from torchvision.datasets import MNIST  # imported here, because it takes a second
 
@@ -29,14 +29,14 @@ def read(data_dir):
     return "mnist", f"MNIST from {raw}", (1, 28, 28), 10, *(read_file(raw / name) for name in MNIST_FILES)
 
 
-def find(path):
+def existing_file(path):
     """The path of the file, plain or gzipped; None if neither exists."""
     return next((each for each in (path, path.with_name(f"{path.name}.gz")) if each.is_file()), None)
 
 
 def read_file(path):
     """The images (N, 784), uint8, or labels (N,), int64, of a file. Raises InputError if its checksum is wrong."""
-    there, content = find(path), bytearray()
+    there, content = existing_file(path), bytearray()
     try:
         with gzip.open(there) if there.suffix == ".gz" else open(there, "rb") as file:
             content += file.read()

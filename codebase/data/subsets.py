@@ -78,17 +78,17 @@ def binary_splits(data, device):
 
     subset: the test images of test_subset; test: all test images; train: the first training images, as many as subset.
     """
-    x = evaluated(data, data.x_train, data.x_test)
+    x = rows_of_each_split(data, data.x_train, data.x_test)
     return {name: (binarise_once(x[name]).float().to(device),) for name in x}
 
 
 def labelled_splits(data, device):
     """The same with labels, not binarised: {'subset': (x, y), 'test': (x, y), 'train': (x, y)}, x uint8, y one-hot."""
-    x, y = evaluated(data, data.x_train, data.x_test), evaluated(data, data.y_train, data.y_test)
+    x, y = rows_of_each_split(data, data.x_train, data.x_test), rows_of_each_split(data, data.y_train, data.y_test)
     return {name: (x[name].to(device), one_hot(y[name], data.classes).to(device)) for name in x}
 
 
-def evaluated(data, train, test):
+def rows_of_each_split(data, train, test):
     """The images, or the labels, of each split."""
     subset = test_subset(data)
     return {"subset": test[subset], "test": test, "train": train[: len(subset)]}

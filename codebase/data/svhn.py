@@ -7,7 +7,7 @@ from codebase.data.download import downloading
 from codebase.errors import InputError
 
 SVHN_SPLITS = {"extra": ["extra"], "train": ["train"], "train+extra": ["train", "extra"]}
-ROWS = 4096  # images that are transposed at a time, so that there is no second copy of all
+CHUNK = 4096  # images that are transposed at a time, so that there is no second copy of all
 
 
 def read(data_dir, split):
@@ -41,7 +41,7 @@ def read_file(path):
         raise InputError(f"{path} is not SVHN's file of that name, or is damaged: delete it to download it again.")
     content = scipy.io.loadmat(path, variable_names=["X", "y"])
     x = np.require(content.pop("X"), np.uint8, ["F", "W"]).T  # (N, 3, column, row), C-contiguous
-    for i in range(0, len(x), ROWS):
-        x[i : i + ROWS] = x[i : i + ROWS].swapaxes(2, 3).copy()  # (N, 3, row, column)
+    for i in range(0, len(x), CHUNK):
+        x[i : i + CHUNK] = x[i : i + CHUNK].swapaxes(2, 3).copy()  # (N, 3, row, column)
     y = content["y"].ravel().astype(np.int64) % 10
     return torch.from_numpy(x).flatten(1), torch.from_numpy(y)

@@ -88,12 +88,12 @@ class SSVAE(VAE):
         log_q = self.log_q_y(x_labelled)  # (B', C)
         ce = -(y_labelled * log_q).sum(-1).mean()
         accuracy = (log_q.argmax(-1) == y_labelled.argmax(-1)).float().mean()
-        loss, summaries = self.class_weight * ce, {"class/ce": ce, "class/acc": accuracy}
+        loss, terms = self.class_weight * ce, {"class/ce": ce, "class/acc": accuracy}
         if self.gen_weight:
             nelbo, kl_z, kl_y, rec = self.negative_elbo_bound(x)
             loss = loss + self.gen_weight * nelbo
-            summaries = summaries | {"gen/elbo": -nelbo, "gen/kl_z": kl_z, "gen/kl_y": kl_y, "gen/rec": rec}
-        return loss, summaries
+            terms = terms | {"gen/elbo": -nelbo, "gen/kl_z": kl_z, "gen/kl_y": kl_y, "gen/rec": rec}
+        return loss, terms
 
     # Sampling, reconstruction, and the use of the latent units
 

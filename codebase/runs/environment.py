@@ -19,7 +19,7 @@ def choose_device(wanted):
     if not there[kind]:
         raise InputError(f"--device {kind}: PyTorch {torch.__version__} finds no such device; try --device auto.")
     if kind == "cuda":
-        processes.take_gpu()
+        processes.use_own_gpu()
     what = torch.cuda.get_device_name() if kind == "cuda" else f"{torch.get_num_threads()} threads"
     why = "as requested" if wanted != "auto" else "PyTorch finds no GPU" if kind == "cpu" else "the fastest here"
     several = f"; {processes.size()} processes" if processes.size() > 1 else ""

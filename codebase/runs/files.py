@@ -13,7 +13,7 @@ from codebase.errors import InputError
 
 
 @contextlib.contextmanager
-def named(path):
+def errors_with_path(path):
     """In the block: an OSError names the file `path`."""
     try:
         yield
@@ -33,7 +33,7 @@ def write_atomically(path, write):
     write(content)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with named(path), open(temporary, "wb") as file:
+        with errors_with_path(path), open(temporary, "wb") as file:
             file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())

@@ -39,7 +39,7 @@ def run_main(main, description, own_flags):
 
     An error that the user can correct ends the script with a sentence and exit code 2, Ctrl-C with 130.
     """
-    this, several = processes.started()
+    this, several = processes.torchrun_rank_and_size()
     out = IgnoringWriteErrors(sys.stdout if this == 0 else None)  # only the first process prints
     err = IgnoringWriteErrors(sys.stderr)
 
@@ -58,7 +58,7 @@ def run_main(main, description, own_flags):
         except KeyboardInterrupt:
             sys.exit(130)
         except (MemoryError, RuntimeError) as error:
-            if processes.is_end_of_another(error):
+            if processes.has_another_ended(error):
                 fail(f"another process of this run has ended ({str(error).splitlines()[0]})", 1)
             if not is_out_of_memory(error):
                 raise
@@ -75,10 +75,10 @@ def is_out_of_memory(error):
 def run_all(main, flags):
     """Call main(flags). With --replicates, the processes share the calls, one for each run; then print their table."""
     if flags.replicates == 1:
-        with processes.together(flags.device):
+        with processes.data_parallel(flags.device):
             main(flags)
         return
-    this, several = processes.started()
+    this, several = processes.torchrun_rank_and_size()
     flags_of = list(replicates(flags))
 
     def replicate(i):
@@ -87,5 +87,5 @@ def run_all(main, flags):
         main(flags_of[i])
         return str(flags_of[i].logs)
 
-    if logs := processes.share(replicate, flags.replicates):
+    if logs := processes.share_out(replicate, flags.replicates):
         print(f"\n{tables.report(*tables.read(logs))}")

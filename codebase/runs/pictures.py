@@ -18,7 +18,7 @@ def grid(images, shape, columns=20):
     return make_grid(images.reshape(-1, *shape).cpu(), nrow=columns, padding=1, pad_value=0.3)
 
 
-def show(run, name, images, writer=None, step=None, columns=20):
+def save_grid(run, name, images, writer=None, step=None, columns=20):
     """Write a grid of images to logs/<run>/<name>.png, and to TensorBoard if there is a writer."""
     picture = grid(images, run.data.shape, columns)
     run.logs.mkdir(parents=True, exist_ok=True)
@@ -32,15 +32,15 @@ def draw_samples(run, model, x, writer, step):
 
     For models without labels.
     """
-    show(run, "samples", model.mean_x(model.sample_z(200)), writer, step)
-    show(run, "reconstructions", torch.stack([x, model.reconstruct(x)], dim=1).flatten(0, 1), writer, step)
+    save_grid(run, "samples", model.mean_x(model.sample_z(200)), writer, step)
+    save_grid(run, "reconstructions", torch.stack([x, model.reconstruct(x)], dim=1).flatten(0, 1), writer, step)
 
 
-def draw_styles(run, model, writer, step):
+def draw_samples_by_class(run, model, writer, step):
     """samples.png: every class in twenty styles. Row = class, column = style z_j, the same in all rows.
 
     The z are the same at every checkpoint if no random numbers are drawn before. Returns one-hot labels, (rows, C).
     """
     y = torch.eye(model.classes, device=run.device)[:CLASSES]  # (rows, C)
-    show(run, "samples", model.mean_x(model.sample_z(20), y.unsqueeze(1)), writer, step)  # (rows, 20, X)
+    save_grid(run, "samples", model.mean_x(model.sample_z(20), y.unsqueeze(1)), writer, step)  # (rows, 20, X)
     return y

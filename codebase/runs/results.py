@@ -4,12 +4,12 @@ import json
 
 from codebase import evaluate
 from codebase.runs.files import write_atomically
-from codebase.runs.tables import called, markdown
+from codebase.runs.tables import markdown, printed_name
 
 TABLE_CLASSES = 30  # a confusion matrix with more classes is not printed
 
 
-def recorded(run, step):
+def read_results(run, step):
     """This run's results after `step` steps, from results.json; an empty dict if there are none."""
     try:
         record = json.loads((run.logs / "results.json").read_text())
@@ -23,7 +23,7 @@ def recorded(run, step):
 
 def finished(run):
     """Does results.json hold everything that a training with these flags would report?"""
-    record, flags = recorded(run, run.flags.iter_max), run.flags
+    record, flags = read_results(run, run.flags.iter_max), run.flags
     bounds = {f"iwae_{m}" for m in flags.iw_eval} if flags.train == 2 else set()
     splits = record.get("results", {}).items()
     wanted = [numbers for name, numbers in splits if "nelbo" in numbers and (name == "subset" or flags.full)]
@@ -37,7 +37,7 @@ def write_results(run):
     write_atomically(run.logs / "results.json", lambda file: file.write(text))
 
 
-def keep(run, split, **numbers):
+def add_results(run, split, **numbers):
     """Add numbers to the results of a split, and write results.json."""
     run.record["results"].setdefault(split, {}).update(numbers)
     write_results(run)
@@ -59,7 +59,7 @@ def report(run, model, splits, bits=False):
 
     def keep_all(split, estimates):
         every = estimates | {f"{name}_bits": value for name, value in in_bits(estimates).items()}
-        keep(run, split, **{name: value.record() for name, value in every.items()})
+        add_results(run, split, **{name: value.record() for name, value in every.items()})
 
     whose = {
         "subset": "the homework's test subset" if run.data.name == "mnist" else "a fixed subset of the test set",
@@ -72,25 +72,25 @@ def report(run, model, splits, bits=False):
         split = splits[name]
         print(f"\n{run.data.name}, {whose[name]} ({len(split[0]):,} images)")
         terms = evaluate.elbo(model, split)
-        print("  ".join(f"{called(term)}: {value}" for term, value in terms.items()), flush=True)
+        print("  ".join(f"{printed_name(term)}: {value}" for term, value in terms.items()), flush=True)
         if bits:
-            print(f"Bits per dimension: {'  '.join(f'{called(k)}: {b:.4f}' for k, b in in_bits(terms).items())}")
+            print(f"Bits per dimension: {'  '.join(f'{printed_name(k)}: {b:.4f}' for k, b in in_bits(terms).items())}")
         keep_all(name, terms)
         units = evaluate.latent_units(model, split)
         few = units["kl"] is not None and units["units"] <= 20  # results.json has all of them
         each = f"; KL of each: {' '.join(f'{kl:.2f}' for kl in units['kl'])}" if few else ""
         print(f"Active latent units: {units['active']} of {units['units']}{each}", flush=True)
-        keep(run, name, latent_units=units)
+        add_results(run, name, latent_units=units)
         if run.flags.train != 1 and (name == "subset" or run.flags.full):
             bounds, ess = evaluate.iwae(model, split, run.flags.iw_eval)
             bounds = {f"iwae_{m}": value for m, value in bounds.items()}
             for bound, value in bounds.items():
                 more = "".join(f" ({b:.4f} bits per dimension)" for b in in_bits({bound: value}).values())
-                print(f"Negative {called(bound)}: {value}{more}")
+                print(f"Negative {printed_name(bound)}: {value}{more}")
             m = max(run.flags.iw_eval)
             print(f"Relative effective sample size of {m} importance weights: {ess:.2%}", flush=True)
             keep_all(name, bounds)
-            keep(run, name, ess=ess.record() | {"samples": m})
+            add_results(run, name, ess=ess.record() | {"samples": m})
 
 
 def report_accuracy(run, model, x, y):
@@ -98,7 +98,7 @@ def report_accuracy(run, model, x, y):
     percent, confusion = evaluate.accuracy(evaluate.classify(model, x), y)
     print(f"\nTest images by true class (row) and predicted class (column)\n{confusion_table(confusion)}")
     print(f"Test set classification accuracy: {percent} %", flush=True)
-    keep(run, "test", accuracy_percent=percent.record(), confusion=confusion.tolist())
+    add_results(run, "test", accuracy_percent=percent.record(), confusion=confusion.tolist())
 
 
 def confusion_table(counts):

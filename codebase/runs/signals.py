@@ -38,7 +38,7 @@ def should_stop(signals, step):
     """
     if step % 10 and processes.size() > 1:
         return False
-    number = processes.largest(signals[0] if signals else 0)
+    number = processes.maximum(signals[0] if signals else 0)
     if number and not signals:
         signals.append(number)
     return number > 0

@@ -20,7 +20,7 @@ NAMES = {
 }
 
 
-def called(number):
+def printed_name(number):
     """The printed name of a number: 'kl_z' -> 'KL_z', 'test nelbo' -> 'test NELBO', 'iwae_10' -> 'IWAE-10'."""
     *split, name = number.split(" ", 1)
     return " ".join([*split, NAMES.get(name, name.replace("iwae_", "IWAE-"))])
@@ -45,7 +45,7 @@ def read(folders):
             if record.get("complete") is not True:
                 left_out.append(f"{path}: not finished")
                 continue
-            about, run = described(record)
+            about, run = configuration_of(record)
             experiment = {k: v for k, v in record.get("experiment", {}).items() if k != "seed"}
         except FileNotFoundError:
             left_out.append(f"{path}: not finished, it does not exist yet")
@@ -58,10 +58,10 @@ def read(folders):
             left_out.append(f"{path}: has the same seed as run {runs[run['seed']]['run']}, and is not counted twice")
         else:
             runs[run["seed"]] = run
-    return [pooled(about, runs.values()) for about, runs in found.values()], left_out
+    return [over_runs(about, runs.values()) for about, runs in found.values()], left_out
 
 
-def described(record):
+def configuration_of(record):
     """A run's results.json as two flat dicts: its configuration, and what belongs only to this run."""
     flags, data, trained = record["flags"], record["data"], record.get("trained") or record.get("evaluated", {})
     parts = record["name"].removeprefix("model=").split("_")
@@ -85,7 +85,7 @@ def described(record):
     return about, own | {"numbers": numbers, "made": {key: str(value) for key, value in made.items()}}
 
 
-def pooled(about, runs):
+def over_runs(about, runs):
     """The configuration of these runs; see read."""
     runs = sorted(runs, key=lambda run: run["run"])
     results = {}
@@ -121,7 +121,7 @@ def difference(a, b, name, name_b=None):
     return estimate([first[seed] - second[seed] for seed in both]) | {"n": len(both)}
 
 
-def in_words(number, digits=2):
+def mean_and_error(number, digits=2):
     """'mean ± standard error', without the error if there is none."""
     mean = f"{number['mean']:.{digits}f}"
     return mean if number["se"] is None else f"{mean} ± {number['se']:.{digits}f}"
@@ -133,7 +133,7 @@ def markdown(rows):
     return "\n".join([head, "|" + "---|" * len(rows[0]), *lines])
 
 
-ROWS = {  # the first rows of a table, above its numbers
+FIRST_ROWS = {  # the first rows of a table, above its numbers
     "runs": lambda of: len(of["runs"]),
     "seeds": lambda of: ", ".join(map(str, of["seeds"])),
     "steps": lambda of: f"{of['step']:,}",
@@ -153,12 +153,14 @@ def table(configurations):
             return ""
         values = of["results"][name]["values"]
         n = sum(value is not None for value in values)
-        return in_words(of["results"][name]) + (f" ({n} of {len(values)} runs)" if n < len(values) else "")
+        return mean_and_error(of["results"][name]) + (f" ({n} of {len(values)} runs)" if n < len(values) else "")
 
     names = dict.fromkeys(name for of in configurations for name in of["results"])
     head = ["mean ± standard error over the runs", *(of["configuration"] for of in configurations)]
-    about = [[what, *map(row, configurations)] for what, row in ROWS.items()]
-    return markdown([head, *about, *([called(name), *(cell(of, name) for of in configurations)] for name in names)])
+    about = [[what, *map(row, configurations)] for what, row in FIRST_ROWS.items()]
+    return markdown(
+        [head, *about, *([printed_name(name), *(cell(of, name) for of in configurations)] for name in names)]
+    )
 
 
 def report(configurations, left_out):

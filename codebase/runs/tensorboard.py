@@ -6,7 +6,7 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from codebase.runs.files import named
+from codebase.runs.files import errors_with_path
 
 FLUSH_SECONDS = 10
 
@@ -27,18 +27,18 @@ class EventFile:
         self.write(step=start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def close(self):
-        with named(self.path):
+        with errors_with_path(self.path):
             self.file.close()
 
     def write(self, **event):
         """Add an event. Every few seconds all are flushed, so that TensorBoard shows what is new."""
-        with named(self.path):
+        with errors_with_path(self.path):
             self.file.write(Event(wall_time=time.time(), **event).SerializeToString())
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
 
     def flush(self):
-        with named(self.path):
+        with errors_with_path(self.path):
             self.file.flush()
         self.flushed = time.monotonic()
 

@@ -18,7 +18,7 @@ from codebase.data import Data
 from codebase.errors import InputError
 from codebase.runs import checkpoints, files
 from codebase.runs.environment import choose_device, environment
-from codebase.runs.results import finished, recorded, write_results
+from codebase.runs.results import finished, read_results, write_results
 from codebase.runs.signals import catch_signals, should_stop
 from codebase.runs.tensorboard import EventFile
 from codebase.train import Adam, learning_rate, train, training_step
@@ -57,7 +57,7 @@ def open_run(model, flags, images, usual_data="mnist"):
         if not path.is_file():
             raise InputError(f"--checkpoint {path}: there is no such file.")
         name = f"{name.rpartition('_run=')[0]}_checkpoint={path.stem}-{zlib.crc32(path.read_bytes()):08x}"
-    if len(set(processes.gathered([name]))) > 1:
+    if len(set(processes.gather([name]))) > 1:
         raise InputError("the processes of this run have different data: one of them could not download it.")
     folder, logs = Path("checkpoints", name), Path("logs", name)
     done = checkpoints.steps(folder)
@@ -115,8 +115,8 @@ def train_run(run, model, batches, draw, splits):
     flags, first = run.flags, processes.rank() == 0
     optimizer = Adam(model.parameters(), flags.lr)
     experiment = flags.experiment(run.data)
-    start, seconds_before = begin(run, model, optimizer, experiment)
-    results_before = recorded(run, start)
+    start, seconds_before = start_or_resume(run, model, optimizer, experiment)
+    results_before = read_results(run, start)
     began = time.monotonic()
 
     with (
@@ -181,12 +181,12 @@ def is_resumed(run):
             f"{what}. --resume 1 resumes a run that has a training.pt, --train 0 evaluates it, "
             f"--run {flags.run + 1} trains another one, --overwrite 1 deletes it and starts again."
         )
-    if flags.resume and others(run):
-        raise InputError(f"there is no {state} to resume{others(run)}. Without --resume 1 a new run begins.")
+    if flags.resume and other_runs(run):
+        raise InputError(f"there is no {state} to resume{other_runs(run)}. Without --resume 1 a new run begins.")
     return False
 
 
-def begin(run, model, optimizer, experiment):
+def start_or_resume(run, model, optimizer, experiment):
     """Start the run or resume it. Returns its step, and the seconds spent on training."""
     flags, folder, resumed = run.flags, run.checkpoints, is_resumed(run)
     processes.wait()  # until all processes have looked into the folder
@@ -209,7 +209,7 @@ def begin(run, model, optimizer, experiment):
     return 0, 0.0
 
 
-def others(run):
+def other_runs(run):
     """In words, the runs of the same model and number with other flags: the user may mean one of them."""
     runs = run.checkpoints.parent.glob(f"{run.name.partition('_')[0]}_*run={run.flags.run:04d}")
     names = sorted(path.name for path in runs if checkpoints.steps(path))
@@ -229,7 +229,7 @@ def choose_update(run, model, optimizer, batches, start, bfloat16):
         return plain, batches, lambda step: None
     print("update       being compiled, or recorded as a CUDA graph (not with --fast 0)", flush=True)
     first = next(batches)
-    update, how = fast.faster(plain, first)
+    update, how = fast.make_faster(plain, first)
     print(f"update       {how}", flush=True)
     return update, itertools.chain([first], batches), partial(fast.check, update, plain, first)
 
@@ -239,12 +239,12 @@ def load(run, model):
     path = run.flags.checkpoint
     if path is None:
         done = checkpoints.steps(run.checkpoints)
-        step = run.flags.step or processes.largest(done[-1] if done else 0)  # others may be writing files
+        step = run.flags.step or processes.maximum(done[-1] if done else 0)  # others may be writing files
         if step not in done:
-            there = f"there are steps {', '.join(map(str, done))}" if done else f"train first{others(run)}"
+            there = f"there are steps {', '.join(map(str, done))}" if done else f"train first{other_runs(run)}"
             raise InputError(f"{run.checkpoints} has no model-{f'{step:05d}' if step else '*'}.pt: {there}.")
         path = checkpoints.weights_path(run.checkpoints, step)
         run.record["step"] = step
     checkpoints.load_weights(model, path)
     print(f"loaded       {path}", flush=True)
-    run.record.update(recorded(run, run.record.get("step")))
+    run.record.update(read_results(run, run.record.get("step")))

@@ -25,7 +25,7 @@ from codebase.runs import checkpoints
 
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["victim"])
+FORKS.set_forkserver_preload(["killed_run"])
 
 
 def start(folder, args, die_at=None, disk=None, rank=0, torchrun=None):
@@ -78,7 +78,7 @@ def run(folder, args, die_at, disk, rank, torchrun):
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # tqdm's usual lock has a semaphore, which a killed process would never release
     train.LOG_EVERY = 7
-    judge.STEPS = 5
+    judge.TRAINING_STEPS = 5
     if die_at is not None:
         die_at_write(die_at)
     if disk is not None:
