@@ -17,13 +17,14 @@ from codebase.errors import InputError
 from codebase.judge import report_generated
 from codebase.models.fsvae import FSVAE
 from codebase.runs import pictures
-from codebase.runs.flags import DATASET, ITER_MAX, IW, Flag, precision_flag, size, whole
+from codebase.runs.flags import DATASET, ITER_MAX, IW, Flag, hidden_flag, precision_flag, size, whole
 from codebase.runs.main import run_main
 from codebase.runs.results import report
 from codebase.runs.run import open_run, train_or_load
 
 FLAGS = [
     Flag("z", 10, size, "dimension of the latent z"),
+    hidden_flag(500),
     Flag("split", "extra", tuple(data.SVHN_SPLITS), "SVHN's images to train on"),
     Flag("dataset", "auto", str, DATASET.format("svhn"), True, "data={}"),
     IW,
@@ -46,7 +47,8 @@ def main(flags):
 
         # Model and data.
         torch.manual_seed(flags.seed)
-        model = FSVAE(z_dim=flags.z, iw=flags.iw, classes=images.classes, x_dim=images.x_dim).to(run.device)
+        sizes = {"classes": images.classes, "x_dim": images.x_dim, "n_hidden": flags.hidden}
+        model = FSVAE(flags.z, flags.iw, **sizes).to(run.device)
         x, y = images.x_train.to(run.device), images.y_train.to(run.device)
         batches = partial(data.labelled_batches, x, y, images.classes, flags.batch_size, flags.seed)
         splits = data.labelled_splits(images, run.device)

@@ -13,7 +13,7 @@ import torch
 
 from codebase import data
 from codebase.models.gmvae import GMVAE
-from codebase.runs.flags import IW, Flag, size
+from codebase.runs.flags import IW, Flag, hidden_flag, size
 from codebase.runs.main import run_main
 from codebase.runs.pictures import draw_samples
 from codebase.runs.results import report
@@ -23,6 +23,7 @@ FLAGS = [
     Flag("z", 10, size, "dimension of the latent z", always=True),
     Flag("k", 500, size, "number of components of the prior", always=True),
     IW,
+    hidden_flag(300),
 ]
 
 
@@ -34,7 +35,7 @@ def main(flags):
 
         # Model and data.
         torch.manual_seed(flags.seed)
-        model = GMVAE(z_dim=flags.z, k=flags.k, iw=flags.iw, x_dim=images.x_dim).to(run.device)
+        model = GMVAE(z_dim=flags.z, k=flags.k, iw=flags.iw, x_dim=images.x_dim, n_hidden=flags.hidden).to(run.device)
         batches = partial(data.binary_batches, images.x_train.to(run.device), flags.batch_size, flags.seed)
         splits = data.binary_splits(images, run.device)
 

@@ -16,7 +16,7 @@ from codebase import data, evaluate
 from codebase.errors import InputError
 from codebase.models.ssvae import SSVAE
 from codebase.runs import pictures
-from codebase.runs.flags import ITER_MAX, Flag, size, weight, whole
+from codebase.runs.flags import ITER_MAX, Flag, hidden_flag, size, weight, whole
 from codebase.runs.main import run_main
 from codebase.runs.results import confusion_table, report, report_accuracy
 from codebase.runs.run import open_run, train_or_load
@@ -25,6 +25,7 @@ FLAGS = [
     Flag("gw", 1, weight, "weight of the negative ELBO; 0: the supervised baseline", in_name="gw={:0>3}", always=True),
     Flag("cw", 100, weight, "weight of the classifier's cross-entropy", in_name="cw={:0>3}", always=True),
     Flag("z", 64, size, "dimension of the latent z"),
+    hidden_flag(300),
     Flag("labels", None, size, "labelled images, equally many per class (default: ten each; for MNIST the homework's)"),
     Flag("iter_max", 30000, whole(1), ITER_MAX, False),
 ]
@@ -42,7 +43,8 @@ def main(flags):
 
         # Model and data.
         torch.manual_seed(flags.seed)
-        model = SSVAE(flags.gw, flags.cw, flags.z, classes=images.classes, x_dim=images.x_dim).to(run.device)
+        sizes = {"classes": images.classes, "x_dim": images.x_dim, "n_hidden": flags.hidden}
+        model = SSVAE(flags.gw, flags.cw, flags.z, **sizes).to(run.device)
         x, x_labelled = images.x_train.to(run.device), images.x_train[labelled].to(run.device)
         y_labelled = data.one_hot(images.y_train[labelled], images.classes).to(run.device)
         batches = partial(data.semi_supervised_batches, x, x_labelled, y_labelled, flags.batch_size, flags.seed)

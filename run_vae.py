@@ -14,13 +14,13 @@ import torch
 
 from codebase import data
 from codebase.models.vae import VAE
-from codebase.runs.flags import IW, Flag, size
+from codebase.runs.flags import IW, Flag, hidden_flag, size
 from codebase.runs.main import run_main
 from codebase.runs.pictures import draw_samples
 from codebase.runs.results import report
 from codebase.runs.run import open_run, train_or_load
 
-FLAGS = [Flag("z", 10, size, "dimension of the latent z", always=True), IW]
+FLAGS = [Flag("z", 10, size, "dimension of the latent z", always=True), IW, hidden_flag(300)]
 
 
 def main(flags):
@@ -31,7 +31,7 @@ def main(flags):
 
         # Model and data.
         torch.manual_seed(flags.seed)
-        model = VAE(z_dim=flags.z, iw=flags.iw, x_dim=images.x_dim).to(run.device)
+        model = VAE(z_dim=flags.z, iw=flags.iw, x_dim=images.x_dim, n_hidden=flags.hidden).to(run.device)
         batches = partial(data.binary_batches, images.x_train.to(run.device), flags.batch_size, flags.seed)
         splits = data.binary_splits(images, run.device)
 

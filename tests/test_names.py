@@ -32,12 +32,14 @@ def test_what_changes_the_experiment_joins_the_name(vae, tmp_path):
 def test_learning_rate_schedules(vae, tmp_path):
     """They join the run's name and change its weights; that of the cosine depends on --iter_max, which must stay."""
     ended = {}
-    for schedule, name in (("constant", "batch=50"), ("2,1", "schedule=1,2"), ("cosine", "schedule=cosine")):
+    names = {"constant": "batch=50", "2,1": "schedule=1,2", "cosine": "schedule=cosine", "burda": "schedule=burda"}
+    for schedule, name in names.items():
         assert vae("--lr_schedule", schedule, "--iter_max", 3)[0] == 0
         (path,) = tmp_path.glob(f"checkpoints/*{name}_run=0000/model-00003.pt")
         ended[schedule] = weights(path.parent, 3)
     assert not same(ended["constant"], ended["2,1"])
     assert not same(ended["constant"], ended["cosine"])
+    assert same(ended["constant"], ended["burda"])  # its first epoch, six steps here, has the rate --lr
     assert vae("--lr_schedule", "1,2", "--iter_max", 4, "--resume", 1)[0] == 0
     code, _, err = vae("--lr_schedule", "cosine", "--iter_max", 4, "--resume", 1)
     assert code == 2
@@ -61,6 +63,16 @@ def test_evaluating_leaves_what_is_recorded_of_the_experiment(vae, tmp_path):
 def test_weights_of_the_loss_are_any_numbers_from_0_on(on_digits, folders, gw, cw, name):
     assert on_digits("run_ssvae.py", "--gw", gw, "--cw", cw, "--iter_max", 2)[0] == 0
     assert folders()[0].name.startswith(f"model=ssvae_{name}_data=digits-")
+
+
+@pytest.mark.parametrize("model", ["vae", "gmvae", "ssvae", "fsvae"])
+def test_hidden_is_the_width_of_every_hidden_layer(on_digits, folders, monkeypatch, model):
+    monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
+    assert on_digits(f"run_{model}.py", "--hidden", 7, "--iter_max", 2)[0] == 0
+    assert "_hidden=7_" in folders()[0].name
+    state = weights(folders()[0], 2)
+    assert {len(state[f"{net}.net.{layer}.bias"]) for net in ("enc", "dec") for layer in (0, 2)} == {7}
+    assert model != "ssvae" or {len(state[f"cls.net.{layer}.bias"]) for layer in (0, 2)} == {7}
 
 
 def test_flags_of_the_fsvae_reach_its_model_its_checkpoints_and_its_name(fsvae, folders, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import weakref
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -79,11 +80,21 @@ def test_adam_leaves_alone_what_has_no_gradient():
 
 
 def test_learning_rates():
-    assert learning_rate(0.1, "constant", 100) is None
-    cosine = learning_rate(0.1, "cosine", 100)
+    assert learning_rate(0.1, "constant", 100, 10) is None
+    cosine = learning_rate(0.1, "cosine", 100, 10)
     assert [cosine(t) for t in (0, 50, 100)] == pytest.approx([0.1, 0.05, 0])
-    steps = learning_rate(0.1, "30,60", 100)
+    steps = learning_rate(0.1, "30,60", 100, 10)
     assert [steps(t) for t in (0, 29, 30, 59, 60, 99)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_learning_rates_of_burda():
+    """Burda et al. (2016), section 5: 3^i passes over the training images at 0.001 10^(-i/7), i = 0, ..., 7."""
+    epoch = 3  # steps
+    rate = learning_rate(0.001, "burda", 100, epoch)
+    of_epochs = [0.001 * 10 ** (-i / 7) for i in range(8) for _ in range(3**i)]
+    assert len(of_epochs) == 3280
+    assert [rate(t) for t in range(3280 * epoch)] == pytest.approx(np.repeat(of_epochs, epoch).tolist())
+    assert rate(10**9) == pytest.approx(1e-4)  # and then the last rate
 
 
 @pytest.mark.parametrize("make", [Adam, partial(torch.optim.SGD, lr=1.0)])

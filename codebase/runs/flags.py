@@ -55,7 +55,7 @@ def whole_numbers(text):
 
 
 def schedule(text):
-    return text if text in ("constant", "cosine") else ",".join(map(str, whole_numbers(text)))
+    return text if text in ("constant", "cosine", "burda") else ",".join(map(str, whole_numbers(text)))
 
 
 size = whole(1, 1_000_000)
@@ -65,7 +65,7 @@ sample_counts = checked(
     whole_numbers, lambda ns: ns[0] >= 1 and ns[-1] <= 5000, "a list of whole numbers from 1 to 5000, such as 1,10,100"
 )
 lr_schedule = checked(
-    schedule, lambda text: text[0] not in "-0", "one of constant, cosine, and a list of steps such as 8000,16000"
+    schedule, lambda text: text[0] not in "-0", "one of constant, cosine, burda, and a list of steps such as 8000,16000"
 )
 SWITCH = (0, 1)
 
@@ -76,12 +76,17 @@ def precision_flag(default):
     return Flag("precision", default, PRECISIONS, what)
 
 
+def hidden_flag(default):
+    """--hidden, for a script with this default."""
+    return Flag("hidden", default, size, "units in each of the two hidden layers of the networks")
+
+
 # For the models that can be trained on the IWAE bound.
 IW = Flag("iw", 1, size, "train on the IWAE bound with this many importance samples; 1: the ELBO", in_name="iw={:02d}")
 
 DATASET = "auto, {}, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"
 ITER_MAX = "training steps in all; with --train 0: the step of the checkpoint to load"
-LR_SCHEDULE = "constant, cosine (to 0 at --iter_max), or steps at which it is divided by 10, such as 8000,16000"
+LR_SCHEDULE = "constant, cosine (0 at --iter_max), burda (Burda et al. 2016), or steps that divide it by 10: 8000,16000"
 FAST = "1: compile the training step, or on CUDA record it as a graph; 0: do not; auto: if it saves time"
 SHARED_FLAGS = [
     Flag("dataset", "auto", str, DATASET.format("mnist"), in_name="data={}"),

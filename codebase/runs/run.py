@@ -148,7 +148,7 @@ def train_run(run, model, batches, draw, splits):
             writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in flags.values().items()), 0)
         own = processes.own_rows(batches(start), flags.seed, start)
         update, stream, check = choose_update(run, model, optimizer, own, start, bfloat16)
-        rate = learning_rate(flags.lr, flags.lr_schedule, flags.iter_max)
+        rate = learning_rate(flags.lr, flags.lr_schedule, flags.iter_max, len(run.data.x_train) // flags.batch_size)
         steps = {"start": start, "iter_max": flags.iter_max, "iter_save": flags.iter_save}
         how = {"update": update, "rate": rate, "stop": partial(should_stop, signals)}
         step, seconds = train(model, stream, optimizer, save=save, log=log, **steps, **how)
