@@ -16,9 +16,10 @@ from codebase import data
 from codebase.errors import InputError
 from codebase.judge import report_generated
 from codebase.models.fsvae import FSVAE
-from codebase.runs import pictures
+from codebase.runs.draw import CLASSES, draw_latent, draw_samples_by_class
 from codebase.runs.flags import DATASET, ITER_MAX, IW, Flag, hidden_flag, precision_flag, size, whole
 from codebase.runs.main import run_main
+from codebase.runs.pictures import save_grid
 from codebase.runs.results import report
 from codebase.runs.run import open_run, train_or_load
 
@@ -54,23 +55,25 @@ def main(flags):
         splits = data.labelled_splits(images, run.device)
 
         # Train or load, then report.
-        train_or_load(run, model, batches, partial(draw, run, model, *splits["subset"]), splits)
+        train_or_load(run, model, batches, partial(draw, run, model, splits), splits)
         report(run, model, splits, bits=True)
         report_generated(run, model)
 
 
-def draw(run, model, x, y, writer, step):
+def draw(run, model, splits, writer, step):
     """samples.png: every digit in twenty styles. reconstructions.png: for each class an image, its reconstruction, and
-    every digit in its style. At most pictures.CLASSES classes are shown."""
-    every_y = pictures.draw_samples_by_class(run, model, writer, step)  # (C, C)
+    every digit in its style. And the pictures of draw_latent. At most CLASSES classes are shown."""
+    every_y = draw_samples_by_class(run, model, writer, step)  # (C, C)
+    x, y = splits["subset"]
     label = y.argmax(-1)
-    shown = label.unique()[: pictures.CLASSES]
+    shown = label.unique()[:CLASSES]
     rows = torch.stack([(label == c).nonzero()[0, 0] for c in shown])
     x, y = data.scaled(x[rows]), y[rows]
     z = model.posterior(x, y)[0]  # (n, D)
     styles = model.mean_x(z.unsqueeze(1), every_y)  # (n, C, X)
     tiles = torch.cat([x.unsqueeze(1), model.reconstruct(x, y).unsqueeze(1), styles], dim=1)  # (n, 2 + C, X)
-    pictures.save_grid(run, "reconstructions", tiles, writer, step, columns=tiles.shape[1])
+    save_grid(run, "reconstructions", tiles, writer, step, columns=tiles.shape[1])
+    draw_latent(run, model, splits, writer, step)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import torch
 
 from codebase import data
 from codebase.models.gmvae import GMVAE
+from codebase.runs.draw import draw_samples
 from codebase.runs.flags import IW, Flag, hidden_flag, size
 from codebase.runs.main import run_main
-from codebase.runs.pictures import draw_samples
 from codebase.runs.results import report
 from codebase.runs.run import open_run, train_or_load
 
@@ -40,7 +40,7 @@ def main(flags):
         splits = data.binary_splits(images, run.device)
 
         # Train or load, then report.
-        train_or_load(run, model, batches, partial(draw_samples, run, model, *splits["subset"]), splits)
+        train_or_load(run, model, batches, partial(draw_samples, run, model, splits), splits)
         report(run, model, splits)
 
 

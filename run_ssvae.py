@@ -15,9 +15,10 @@ import torch
 from codebase import data, evaluate
 from codebase.errors import InputError
 from codebase.models.ssvae import SSVAE
-from codebase.runs import pictures
+from codebase.runs.draw import CLASSES, draw_latent, draw_samples_by_class
 from codebase.runs.flags import ITER_MAX, Flag, hidden_flag, size, weight, whole
 from codebase.runs.main import run_main
+from codebase.runs.pictures import save_grid
 from codebase.runs.results import confusion_table, report, report_accuracy
 from codebase.runs.run import open_run, train_or_load
 
@@ -52,21 +53,23 @@ def main(flags):
         x_test, y_test = images.x_test.to(run.device), images.y_test.to(run.device)
 
         # Train or load, then report.
-        train_or_load(run, model, batches, partial(draw, run, model, x_test, y_test), splits)
+        train_or_load(run, model, batches, partial(draw, run, model, splits, x_test, y_test), splits)
         report(run, model, splits)
         report_accuracy(run, model, x_test, y_test)
 
 
-def draw(run, model, x_test, y_test, writer, step):
+def draw(run, model, splits, x_test, y_test, writer, step):
     """samples.png: row = digit, column = style z. mistakes.png: row = true digit, column = predicted digit; each
-    tile is the most confident such mistake on the test images, black if there is none. Also logs the test accuracy."""
+    tile is the most confident such mistake on the test images, black if there is none. And the pictures of draw_latent.
+    Also logs the test accuracy."""
     if model.gen_weight:
-        pictures.draw_samples_by_class(run, model, writer, step)
+        draw_samples_by_class(run, model, writer, step)
+        draw_latent(run, model, splits, writer, step)
     log_q = evaluate.classify(model, x_test)
-    worst = evaluate.mistakes(log_q, y_test)[: pictures.CLASSES, : pictures.CLASSES]
+    worst = evaluate.mistakes(log_q, y_test)[:CLASSES, :CLASSES]
     there = (worst.flatten() >= 0).to(run.device)
     tiles = data.scaled(x_test[worst.flatten()]) * there.unsqueeze(1)
-    pictures.save_grid(run, "mistakes", tiles, writer, step, columns=len(worst))
+    save_grid(run, "mistakes", tiles, writer, step, columns=len(worst))
     if writer is not None:
         percent, confusion = evaluate.accuracy(log_q, y_test)
         writer.add_scalar("test/acc", percent.mean / 100, step)

@@ -42,7 +42,10 @@ def complaint_of_the_parser(capsys, script, args):
         (("--seed", 2**63), "is not a whole number from 0 to 1,000,000,000,000,000"),
         (("--lr", "nan"), "--lr: 'nan' is not a number above 0"),
         (("--lr", "-1"), "--lr: '-1' is not a number above 0"),
-        (("--lr_schedule", "linear"), "--lr_schedule: 'linear' is not one of constant, cosine, burda, and a list of steps"),
+        (
+            ("--lr_schedule", "linear"),
+            "--lr_schedule: 'linear' is not one of constant, cosine, burda, and a list",
+        ),
         (("--lr_schedule", "100,0"), "--lr_schedule: '100,0' is not one of"),
         (("--iw_eval", "10,0"), "--iw_eval: '10,0' is not a list of whole numbers from 1 to 5000"),
         (("--iw_eval", "5001"), "--iw_eval: '5001' is not a list"),

@@ -16,7 +16,7 @@ from conftest import ROOT, STATES, contents, curves, same, saved, weights
 from codebase import data
 from codebase.errors import InputError
 from codebase.models.vae import VAE
-from codebase.runs import files, pictures
+from codebase.runs import draw, files
 from codebase.runs.flags import parse_flags
 from codebase.runs.run import open_run, train_or_load
 
@@ -253,14 +253,14 @@ def test_an_ignored_signal_stays_ignored(vae, handled, at_step):
 def test_a_signal_in_the_last_step_is_obeyed(vae, handled, monkeypatch):
     """Nothing is left to train, but the report must not begin."""
     handled()
-    save_grid = pictures.save_grid
+    save_grid = draw.save_grid
 
     def interrupted(*args):
         signal.raise_signal(signal.SIGTERM)
-        monkeypatch.setattr(pictures, "save_grid", save_grid)
+        monkeypatch.setattr(draw, "save_grid", save_grid)
         save_grid(*args)
 
-    monkeypatch.setattr(pictures, "save_grid", interrupted)
+    monkeypatch.setattr(draw, "save_grid", interrupted)
     code, out, _ = vae("--iter_max", 5)
     assert code == 143
     assert "stopped after step 5, which is saved" in out

@@ -102,9 +102,9 @@ class SSVAE(VAE):
         y = self.every_y[torch.randint(self.classes, (n,), device=self.every_y.device), 0]  # (n, C)
         return super().sample_x(n, y)
 
-    def reconstruct(self, x):
-        """E[x'|y, z] at the y of largest q(y|x) and the mean z of q(z|x, y). x: (B, X). Returns (B, X)."""
-        return super().reconstruct(x, self.every_y[self.log_q_y(x).argmax(-1), 0])
+    def labels(self, x):
+        """The y of largest q(y|x). x: (B, X). Returns ((B, C),), one-hot."""
+        return (self.every_y[self.log_q_y(x).argmax(-1), 0],)
 
     def latent_units(self, x):
         """As in VAE, averaged over q(y|x). Returns (E[z|x], KL), each (B, D)."""

@@ -137,8 +137,13 @@ class VAE(nn.Module):
         """n draws of a binary image x ~ p(x). Returns (n, X) in {0, 1}."""
         return torch.bernoulli(self.mean_x(self.sample_z(n), *y))
 
+    def labels(self, x, *y):
+        """The labels of images x (B, X), for the methods that take *y. They are given; a subclass may infer them."""
+        return y
+
     def reconstruct(self, x, *y):
-        """E[x'|z] at the mean z of q(z|x). x: (B, X). Returns (B, X) in [0, 1]."""
+        """E[x'|y, z] at the mean z of q(z|x, y), y = labels(x). x: (B, X). Returns (B, X) in [0, 1]."""
+        y = self.labels(x, *y)
         return self.mean_x(self.posterior(x, *y)[0], *y)
 
     def latent_units(self, x, *y):

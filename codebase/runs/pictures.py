@@ -2,12 +2,9 @@
 
 from functools import partial
 
-import torch
 from torchvision.utils import make_grid, save_image
 
 from codebase.runs.files import write_atomically
-
-CLASSES = 50  # pictures with a row for each class show at most this many, the first ones
 
 
 def grid(images, shape, columns=20):
@@ -19,28 +16,13 @@ def grid(images, shape, columns=20):
 
 
 def save_grid(run, name, images, writer=None, step=None, columns=20):
-    """Write a grid of images to logs/<run>/<name>.png, and to TensorBoard if there is a writer."""
-    picture = grid(images, run.data.shape, columns)
+    """Save a grid of images; see save_picture."""
+    save_picture(run, name, grid(images, run.data.shape, columns), writer, step)
+
+
+def save_picture(run, name, picture, writer=None, step=None):
+    """Write a picture (3, H, W) in [0, 1] to logs/<run>/<name>.png, and to TensorBoard if there is a writer."""
     run.logs.mkdir(parents=True, exist_ok=True)
     write_atomically(run.logs / f"{name}.png", partial(save_image, picture, format="png"))
     if writer is not None:
         writer.add_image(name, picture, step)
-
-
-def draw_samples(run, model, x, writer, step):
-    """samples.png: 200 means of p(x|z), z ~ p(z). reconstructions.png: images x (n, X), each beside its reconstruction.
-
-    For models without labels.
-    """
-    save_grid(run, "samples", model.mean_x(model.sample_z(200)), writer, step)
-    save_grid(run, "reconstructions", torch.stack([x, model.reconstruct(x)], dim=1).flatten(0, 1), writer, step)
-
-
-def draw_samples_by_class(run, model, writer, step):
-    """samples.png: every class in twenty styles. Row = class, column = style z_j, the same in all rows.
-
-    The z are the same at every checkpoint if no random numbers are drawn before. Returns one-hot labels, (rows, C).
-    """
-    y = torch.eye(model.classes, device=run.device)[:CLASSES]  # (rows, C)
-    save_grid(run, "samples", model.mean_x(model.sample_z(20), y.unsqueeze(1)), writer, step)  # (rows, 20, X)
-    return y
