@@ -41,7 +41,7 @@ def test_every_command_is_understood(script, flags):
     if script in EXAMPLES:
         return  # of docs/extending.md, and tested below
     assert (ROOT / script).is_file()
-    words = shlex.split(re.sub(r"(--(?:run|iter_max|replicates)) (?:\$r|N)\b", r"\1 1", flags))
+    words = shlex.split(re.sub(r"(--(?:run|iter_max|replicates|z|lr)) (?:\$\w+|N)\b", r"\1 1", flags))
     if script.startswith("run_"):
         own = runpy.run_path(str(ROOT / script))["FLAGS"]
         if words != ["--help"]:

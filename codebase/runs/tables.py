@@ -6,8 +6,11 @@ only.
 
 import json
 import math
+import re
 import statistics
 from pathlib import Path
+
+from codebase.errors import InputError
 
 NAMES = {
     "nelbo": "NELBO",
@@ -26,8 +29,22 @@ def printed_name(number):
     return " ".join([*split, NAMES.get(name, name.replace("iwae_", "IWAE-"))])
 
 
+def configuration_name(run):
+    """The name of a run's configuration: 'model=vae_z=10_iw=05_run=0001' -> 'vae_z=10_iw=05'."""
+    parts = run.removeprefix("model=").split("_")
+    return "_".join(part for part in parts if not part.startswith(("run=", "seed=")))
+
+
+def natural_order(name):
+    """A key to sort names by: numbers in a name count by their values, so that z=2 is before z=10."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", name)
+    return [float(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
 def read(folders):
     """The configurations of the runs in these folders of logs/, and sentences that say which runs are left out.
+
+    The configurations are in natural order of their names, those of one name by their steps.
 
     Each configuration is a dict for JSON:
         model, configuration    such as 'vae' and 'vae_z=10_iw=05'
@@ -58,16 +75,16 @@ def read(folders):
             left_out.append(f"{path}: has the same seed as run {runs[run['seed']]['run']}, and is not counted twice")
         else:
             runs[run["seed"]] = run
-    return [over_runs(about, runs.values()) for about, runs in found.values()], left_out
+    configurations = [over_runs(about, runs.values()) for about, runs in found.values()]
+    return sorted(configurations, key=lambda of: (natural_order(of["configuration"]), of["step"])), left_out
 
 
 def configuration_of(record):
     """A run's results.json as two flat dicts: its configuration, and what belongs only to this run."""
     flags, data, trained = record["flags"], record["data"], record.get("trained") or record.get("evaluated", {})
-    parts = record["name"].removeprefix("model=").split("_")
     about = {
-        "model": parts[0],
-        "configuration": "_".join(part for part in parts if not part.startswith(("run=", "seed="))),
+        "model": record["name"].removeprefix("model=").split("_")[0],
+        "configuration": configuration_name(record["name"]),
         "step": int(record["step"]),
         "data": f"{data['name']} ({data['train']:,} + {data['test']:,} images)",
         "precision": flags.get("precision"),
@@ -142,33 +159,71 @@ FIRST_ROWS = {  # the first rows of a table, above its numbers
 }
 
 
+def cell(of, name):
+    """Number `name` of a configuration; if not all runs have it, also how many have it."""
+    if name not in of["results"]:
+        return ""
+    values = of["results"][name]["values"]
+    n = sum(value is not None for value in values)
+    return mean_and_error(of["results"][name]) + (f" ({n} of {len(values)} runs)" if n < len(values) else "")
+
+
+def numbers_of(configurations):
+    """The names of all numbers that the configurations have."""
+    return list(dict.fromkeys(name for of in configurations for name in of["results"]))
+
+
 def table(configurations):
-    """A Markdown table: a column for each configuration, a row for each number, in nats unless the row says otherwise.
-
-    If not all runs have a number, its cell says how many have it.
-    """
-
-    def cell(of, name):
-        if name not in of["results"]:
-            return ""
-        values = of["results"][name]["values"]
-        n = sum(value is not None for value in values)
-        return mean_and_error(of["results"][name]) + (f" ({n} of {len(values)} runs)" if n < len(values) else "")
-
-    names = dict.fromkeys(name for of in configurations for name in of["results"])
+    """A Markdown table: a column for each configuration, a row for each number, in nats unless it says otherwise."""
     head = ["mean ± standard error over the runs", *(of["configuration"] for of in configurations)]
     about = [[what, *map(row, configurations)] for what, row in FIRST_ROWS.items()]
-    return markdown(
-        [head, *about, *([printed_name(name), *(cell(of, name) for of in configurations)] for name in names)]
+    numbers = [[printed_name(name), *(cell(of, name) for of in configurations)] for name in numbers_of(configurations)]
+    return markdown([head, *about, *numbers])
+
+
+def find_number(configurations, wanted):
+    """The number with this name or printed name: 'test nelbo' or 'test NELBO'. InputError if there is none."""
+    for number in numbers_of(configurations):
+        if wanted.lower() in (number.lower(), printed_name(number).lower()):
+            return number
+    raise InputError(f"there is no number {wanted!r}; there are {', '.join(numbers_of(configurations))}.")
+
+
+def best_first(configurations, number):
+    """The configurations sorted by a number; those without it come last. Only of accuracies is a larger one better."""
+    sign = -1 if number.endswith("percent") else 1
+    return sorted(
+        configurations,
+        key=lambda of: sign * of["results"][number]["mean"] if number in of["results"] else math.inf,
     )
 
 
-def report(configurations, left_out):
-    """Everything in Markdown: a table for each model, then the runs that are left out."""
-    models = {}
-    for of in configurations:
-        models.setdefault(of["model"], []).append(of)
-    parts = [f"### {model}\n\n{table(of)}" for model, of in models.items()]
+def differing(configurations):
+    """In which of steps, data and precision do the configurations differ? A list of these words."""
+    return [what for what in ("steps", "data", "precision") if len(set(map(FIRST_ROWS[what], configurations))) > 1]
+
+
+def table_by(configurations, number):
+    """A Markdown table: a row for each configuration, a column for each number, this one first."""
+    about = ["runs", *differing(configurations)]
+    numbers = [number, *(name for name in numbers_of(configurations) if name != number)]
+    rows = [
+        [of["configuration"], *(FIRST_ROWS[what](of) for what in about), *(cell(of, name) for name in numbers)]
+        for of in configurations
+    ]
+    return markdown([["configuration", *about, *map(printed_name, numbers)], *rows])
+
+
+def report(configurations, left_out, by=None):
+    """Everything in Markdown: a table for each model, or one table by a number; then the runs that are left out."""
+    if by:
+        head = f"### By {printed_name(by)}, best first: mean ± standard error over the runs"
+        parts = [f"{head}\n\n{table_by(configurations, by)}"]
+    else:
+        models = {}
+        for of in configurations:
+            models.setdefault(of["model"], []).append(of)
+        parts = [f"### {model}\n\n{table(of)}" for model, of in models.items()]
     if left_out:
         parts.append("### Left out\n\n" + "\n".join(f"* {sentence}" for sentence in left_out))
     return "\n\n".join(parts)
