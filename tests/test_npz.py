@@ -91,7 +91,7 @@ def test_npz_with_a_channel_of_one(tmp_path):
     ("change", "complaint"),
     [
         ({"x_test": None}, "x_test is not a file in the archive"),
-        ({"x_train": np.zeros((5, 28, 28))}, r"x_train must hold .*uint8.*\(5, 28, 28\) float64"),
+        ({"x_train": np.zeros((5, 28, 28))}, "x_train is of float64 values and x_test of uint8: use one type"),
         ({"x_train": np.zeros((5, 28, 28, 2), np.uint8)}, r"x_train must hold .*height, width, 3.*\(5, 28, 28, 2\)"),
         ({"x_train": np.zeros((5, 32, 28), np.uint8)}, "x_train and x_test must hold images of the same size"),
         ({"x_train": np.zeros((5, 28, 28, 3), np.uint8)}, "x_train and x_test must hold images of the same size"),
@@ -114,6 +114,55 @@ def test_npz_complaints(tmp_path, change, complaint):
         data.load(str(tmp_path / "bad.npz"), "")
     assert "bad.npz" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def npz_of_images(path, x_train, x_test):
+    np.savez(path, x_train=x_train, x_test=x_test)
+    return data.load(str(path), "")
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64"])
+def test_binary_images_are_taken_as_they_are(tmp_path, dtype):
+    """Of values 0 and 1: neither the training batches nor the test images are drawn again, and [0, 1] is [0, 1]."""
+    x = np.random.RandomState(0).randint(0, 2, (6, 4, 4))
+    mine = npz_of_images(tmp_path / "b.npz", x.astype(dtype), x[:3].astype(dtype))
+    expected = torch.from_numpy(x).flatten(1).float()
+    (batch,) = next(data.binary_batches(mine.x_train, 6, 0))
+    assert batch.equal(expected)
+    assert data.binary_splits(mine, "cpu")["test"][0].equal(expected[:3])
+    assert data.scaled(mine.x_train).equal(expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_from_0_to_1_are_images(tmp_path, dtype):
+    x = np.random.RandomState(0).rand(6, 4, 4).astype(dtype)
+    mine = npz_of_images(tmp_path / "f.npz", x, x[:3])
+    difference = data.scaled(mine.x_train) - torch.from_numpy(x.astype(np.float64)).flatten(1)
+    assert difference.abs().max() <= 0.51 / 255
+
+
+def test_dark_test_images_are_not_binary_if_the_training_images_are_not(tmp_path):
+    x = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
+    mine = npz_of_images(tmp_path / "d.npz", x, x % 2)
+    assert mine.x_test.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("x", "seen"),
+    [
+        (np.arange(16.0) / 15 + 0.1, "float64 from 0.1 to 1.1"),
+        (np.arange(16.0), "float64 from 0.0 to 15.0"),
+        (np.full(16, np.nan), "float64 from nan to nan"),
+        (np.arange(16), "int64 from 0 to 15"),
+        (np.arange(16, dtype=np.int8) - 1, "int8 from -1 to 14"),
+        (np.full(16, "a"), "<U1"),
+        (np.zeros(16, complex), "complex128"),
+    ],
+)
+def test_other_values_are_refused_with_the_remedy(tmp_path, x, seen):
+    with pytest.raises(InputError, match="must hold uint8 values from 0 to 255, floats from 0 to 1") as error:
+        npz_of_images(tmp_path / "v.npz", x.reshape(1, 4, 4), x.reshape(1, 4, 4))
+    assert f"it holds {seen}. Scale the images" in str(error.value)
 
 
 def test_npz_that_is_none(tmp_path, digits):

@@ -12,8 +12,9 @@ from codebase.errors import InputError
 def read(path):
     """The fields of Data, from an .npz file.
 
-    Images: uint8, grey (N, height, width[, 1]) or in colour (N, height, width, 3). Labels: integers from 0 to at most
-    999, (N,), or none at all. Pickled arrays are refused, so that nothing in the file is executed. Raises InputError.
+    Images: grey (N, height, width[, 1]) or in colour (N, height, width, 3); see as_bytes for their values. Labels:
+    integers from 0 to at most 999, (N,), or none at all. Pickled arrays are refused, so that nothing in the file is
+    executed. Raises InputError.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist; --dataset takes the path of an .npz file.")
@@ -27,14 +28,19 @@ def read(path):
             f"{path} is not a readable .npz file {what} ({str(error) or type(error).__name__})."
         ) from error
 
+    train, test = arrays["x_train"], arrays["x_test"]
+    if train.dtype != test.dtype:
+        raise InputError(f"{path}: x_train is of {train.dtype} values and x_test of {test.dtype}: use one type.")
+    binary = is_binary(train) and is_binary(test)
     tensors, shapes, classes, checksum = [], [], 0, 0
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays.get(f"y_{part}")
-        if x.dtype != np.uint8 or x.ndim not in (3, 4) or x.shape[3:] not in ((), (1,), (3,)) or x.size == 0:
+        if x.ndim not in (3, 4) or x.shape[3:] not in ((), (1,), (3,)) or x.size == 0:
             raise InputError(
                 f"{path}: x_{part} must hold grey images as (N, height, width) or colour images as (N, height, width, "
-                f"3), N at least 1, of uint8 values from 0 to 255; it is {x.shape} {x.dtype}."
+                f"3), N at least 1; it is {x.shape}."
             )
+        x = as_bytes(x, binary, f"{path}: x_{part}")
         x = np.ascontiguousarray((x if x.ndim == 4 else x[..., None]).transpose(0, 3, 1, 2))
         checksum = zlib.crc32(x, checksum)
         shapes.append(x.shape[1:])
@@ -52,3 +58,27 @@ def read(path):
         raise InputError(f"{path}: x_train and x_test must hold images of the same size and number of channels.")
     stem = re.sub(r"[^A-Za-z0-9.-]+", "-", path.stem)
     return f"{stem}-{checksum:08x}", str(path), shapes[0], classes, *tensors
+
+
+def is_binary(x):
+    """Has an array of whole numbers or truth values only 0 and 1?"""
+    return x.dtype.kind in "bui" and x.size > 0 and x.min() >= 0 and x.max() <= 1
+
+
+def as_bytes(x, binary, what):
+    """Images as uint8 values from 0 to 255. x holds uint8 from 0 to 255, or floats from 0 to 1, rounded to k / 255.
+
+    binary: all images hold only 0 and 1. They become 0 and 255, so that binarising them changes nothing. InputError,
+    which names `what`, for other values.
+    """
+    if binary:
+        return x.astype(np.uint8) * np.uint8(255)
+    if x.dtype == np.uint8:
+        return x
+    if x.dtype.kind == "f" and x.min() >= 0 and x.max() <= 1:
+        return np.rint(x.astype(np.float32) * np.float32(255)).astype(np.uint8)
+    seen = f"{x.dtype} from {x.min()} to {x.max()}" if x.dtype.kind in "buif" else str(x.dtype)
+    raise InputError(
+        f"{what} must hold uint8 values from 0 to 255, floats from 0 to 1, or only 0 and 1; it holds {seen}. "
+        "Scale the images, or convert them with .astype(np.uint8)."
+    )
