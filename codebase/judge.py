@@ -74,12 +74,11 @@ def judge(data, device):
     return classifier, percent
 
 
-def generated_accuracy(model, classifier):
-    """How often the classifier predicts the label y for x ~ p(x|y), GENERATED images of each y.
+def generated_accuracy(model, classifier, y):
+    """How often the classifier predicts the label y for x ~ p(x|y), GENERATED images of each y. y: (n,) int64.
 
     Of an FSVAE, x is clip(mu(y, z)). Returns an Estimate in percent and the counts (C, C): row = label, column = class.
     """
-    y = torch.arange(model.classes, device=next(model.parameters()).device)
     with evaluate.evaluating(model):  # one class at a time, because there may be a thousand
         seen = [evaluate.classify(classifier, model.sample_x(GENERATED, each)) for each in one_hot(y, model.classes)]
     return evaluate.accuracy(torch.cat(seen), y.repeat_interleave(GENERATED))
@@ -88,7 +87,8 @@ def generated_accuracy(model, classifier):
 def report_generated(run, model):
     """Print how often the classifier finds the label in generated images, and add it to results.json."""
     classifier, own = judge(run.data, run.device)
-    percent, confusion = generated_accuracy(model, classifier)
+    trained = run.data.y_train.unique()  # other labels mean nothing to the model
+    percent, confusion = generated_accuracy(model, classifier, trained.to(run.device))
     print(f"\nGenerated images by label (row) and class seen by a classifier (column)\n{confusion_table(confusion)}")
     print(f"Generated digits that show their label: {percent} % of {percent.n:,}, by that classifier,")
     print(f"whose accuracy on the {own.n:,} real test images is {own} %", flush=True)

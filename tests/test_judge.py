@@ -1,5 +1,9 @@
 """The classifier that judges generated images."""
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import save_digits
@@ -7,6 +11,7 @@ from conftest import save_digits
 from codebase import data, evaluate, judge
 from codebase.errors import InputError
 from codebase.judge import Classifier
+from codebase.models.fsvae import FSVAE
 
 
 @pytest.fixture
@@ -57,13 +62,27 @@ def test_generated_accuracy(images):
             first = [int((images.y_test == c).nonzero()[0]) for c in range(10)]
             return data.scaled(images.x_test[first])[[(y.argmax(-1) + self.shift) % 10] * n]
 
-    exact, confusion = judge.generated_accuracy(Copies(0), classifier)
+    exact, confusion = judge.generated_accuracy(Copies(0), classifier, torch.arange(10))
     assert exact.n == 2000
     assert exact.mean == pytest.approx(percent.mean, abs=15)
     assert confusion.sum(1).tolist() == [200] * 10
-    shifted, confusion = judge.generated_accuracy(Copies(1), classifier)
+    shifted, confusion = judge.generated_accuracy(Copies(1), classifier, torch.arange(10))
     assert shifted.mean < 15
     assert sum(confusion[c, (c + 1) % 10] for c in range(10)) == 20 * exact.mean
+
+
+def test_labels_that_the_training_images_lack_are_not_judged(images, capsys):
+    """Of labels 0, 3 and 9 among ten classes, only these three are generated, counted and printed."""
+    present = torch.tensor([0, 3, 9])
+    some = torch.isin(images.y_train, present)
+    images = images._replace(x_train=images.x_train[some], y_train=images.y_train[some])
+    run = SimpleNamespace(data=images, device=torch.device("cpu"), record={"results": {}}, logs=Path("logs"))
+    judge.report_generated(run, FSVAE(n_hidden=5))
+    confusion = torch.tensor(run.record["results"]["generated"]["confusion"])
+    assert confusion.sum(1).nonzero().ravel().equal(present)
+    assert run.record["results"]["generated"]["accuracy_percent"]["n"] == 3 * judge.GENERATED
+    rows = re.findall(r"^\| \*\*(\d)\*\*", capsys.readouterr().out, re.MULTILINE)
+    assert rows == ["0", "3", "9"]
 
 
 def test_the_classifier_is_of_log_probabilities_that_its_loss_is_made_of():

@@ -102,8 +102,12 @@ def report_accuracy(run, model, x, y):
 
 
 def confusion_table(counts):
-    """A confusion matrix (C, C) as a Markdown table; or one sentence if it has more than TABLE_CLASSES classes."""
+    """A confusion matrix (C, C) as a Markdown table, without the rows of classes that have no images.
+
+    If it has more than TABLE_CLASSES classes, a sentence instead.
+    """
     if len(counts) > TABLE_CLASSES:
         return f"({len(counts):,} classes: the table is in results.json)"
     head = ["     ", *(f"{c:>5}" for c in range(len(counts)))]
-    return markdown([head, *([f"**{c}**", *(f"{n:>5}" for n in row)] for c, row in enumerate(counts.tolist()))])
+    rows = [[f"**{c}**", *(f"{n:>5}" for n in row)] for c, row in enumerate(counts.tolist()) if any(row)]
+    return markdown([head, *rows])
