@@ -10,6 +10,7 @@ arguments are names of configurations and numbers in docs/results.json, such as 
 stands for the configuration with the most steps. With a step, as in "vae_z=10 step=5000", it stands for that one.
 """
 
+import argparse
 import json
 import math
 import re
@@ -187,7 +188,9 @@ def filled(text):
 
 
 def main():
-    for name in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", metavar="FILE.json", nargs="*", help="results to add, as report.py --json writes them")
+    for name in parser.parse_args().files:
         all_of_it = json.loads(STORED.read_text())
         new = json.loads(Path(name).read_text())["configurations"]
         all_of_it["configurations"] = merged(all_of_it["configurations"], new)

@@ -47,6 +47,7 @@ def complaint_of_the_parser(capsys, script, args):
             "--lr_schedule: 'linear' is not one of constant, cosine, burda, and a list",
         ),
         (("--lr_schedule", "100,0"), "--lr_schedule: '100,0' is not one of"),
+        (("--iw_eval", "10"), "--iw_eval chooses the IWAE bounds: add --train 0 or 2"),
         (("--iw_eval", "10,0"), "--iw_eval: '10,0' is not a list of whole numbers from 1 to 5000"),
         (("--iw_eval", "5001"), "--iw_eval: '5001' is not a list"),
         (("--iw_eval", ""), "--iw_eval: '' is not a list"),

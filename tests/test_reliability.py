@@ -286,9 +286,8 @@ def test_resume_with_other_flags_than_the_run_began_with(trained, script, flags,
     assert code == 2
     assert "training.pt belongs to a run that began with other flags: --z was 2 and is 3." in err
     moved.rename(folder)
-    assert (
-        call("--resume", 1, "--iter_max", 31, "--iter_save", 5, "--keep", 0, "--iw_eval", 3, "--device", "auto")[0] == 0
-    )
+    others = ["--iter_max", 31, "--iter_save", 5, "--keep", 0, "--device", "auto", "--train", 2, "--iw_eval", 3]
+    assert call("--resume", 1, *others)[0] == 0
 
 
 @ALL_OF_THEM

@@ -141,6 +141,7 @@ def test_json_has_every_number(script, log, tmp_path):
     assert configuration["seeds"] == [0, 1, 2]
     assert configuration["seconds"] == [3.0, 3.0, 3.0]
     assert configuration["made"]["device"] == ["cpu"]
+    assert configuration["made"]["commit"] == []  # not known
     assert configuration["made"]["day"] == ["2026-01-02"]
     number = configuration["results"]["subset nelbo"]
     assert number["values"] == [1.0, 2.0, 6.0]

@@ -35,9 +35,13 @@ def run(script, tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "TRAINING_STEPS", 20)
 
     def call(name, path, *args):
-        usual = ["--dataset", path, "--batch_size", 26, "--device", "cpu", "--iw_eval", "1,3", *args]
-        printed = ""
-        for more in (("--iter_max", 4), ("--iter_max", 6, "--resume", 1, "--train", 2), ("--train", 0)):
+        usual = ["--dataset", path, "--batch_size", 26, "--device", "cpu", *args]
+        printed, bounds = "", ("--iw_eval", "1,3")
+        for more in (
+            ("--iter_max", 4),
+            ("--iter_max", 6, "--resume", 1, "--train", 2, *bounds),
+            ("--train", 0, *bounds),
+        ):
             code, out, err = script(name, *usual, *more)
             assert code == 0, err
             printed += out

@@ -154,7 +154,7 @@ def parse_flags(description, own_flags, argv=None):
         kind, choices = (type(flag.type[0]), flag.type) if isinstance(flag.type, tuple) else (flag.type, None)
         parser.add_argument(f"--{flag.name}", type=kind, choices=choices, help=text)
     flags = parser.parse_args(argv, Flags())
-    flags.table, flags.step = table, flags.iter_max
+    flags.table, flags.step, iw_eval = table, flags.iter_max, flags.iw_eval
     for flag in table:
         if getattr(flags, flag.name) is None:
             setattr(flags, flag.name, flag.default)
@@ -165,6 +165,7 @@ def parse_flags(description, own_flags, argv=None):
         (flags.resume and flags.overwrite, "--resume 1 resumes a run and --overwrite 1 deletes it: give one of them"),
         (evaluate and (flags.resume or flags.overwrite), "--resume 1 and --overwrite 1 exclude --train 0"),
         (flags.full and flags.train == 1, "--full 1 is about the IWAE bounds: add --train 0 or 2"),
+        (iw_eval and flags.train == 1, "--iw_eval chooses the IWAE bounds: add --train 0 or 2"),
         (file and not evaluate, "--checkpoint FILE is for evaluating: add --train 0"),
         (file and flags.replicates > 1, "--checkpoint FILE is one file of weights: it excludes --replicates"),
         (file and flags.step, "--checkpoint FILE and --iter_max both say which weights to load: give one of them"),

@@ -50,7 +50,7 @@ def read(folders):
         model, configuration    such as 'vae' and 'vae_z=10_iw=05'
         step, data, precision   the step of the weights; the data set's name and numbers of images; --precision
         runs, seeds             of the runs, in order
-        made                    the devices, versions of torch, commits, and days of the runs
+        made                    the devices, versions of torch, commits and days of the runs, as far as they are known
         seconds                 of training, of each run
         results                 {'test nelbo': {'mean', 'se', 'values'}}: mean and standard error over the runs; se is
                                 None if there is one run; in values, None stands for a run without that number
@@ -99,7 +99,7 @@ def configuration_of(record):
         raise ValueError("a number in it is not finite")
     made = {"day": str(trained.get("date"))[:10]} | {key: trained.get(key) for key in ("device", "torch", "commit")}
     own = {"run": int(flags["run"]), "seed": int(flags["seed"]), "seconds": trained.get("seconds")}
-    return about, own | {"numbers": numbers, "made": {key: str(value) for key, value in made.items()}}
+    return about, own | {"numbers": numbers, "made": made}
 
 
 def over_runs(about, runs):
@@ -112,7 +112,7 @@ def over_runs(about, runs):
     return about | {
         "runs": [run["run"] for run in runs],
         "seeds": [run["seed"] for run in runs],
-        "made": {what: sorted({run["made"][what] for run in runs}) for what in runs[0]["made"]},
+        "made": {what: sorted({str(run["made"][what]) for run in runs} - {"None"}) for what in runs[0]["made"]},
         "seconds": [run["seconds"] for run in runs],
         "results": results,
     }
