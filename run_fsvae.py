@@ -68,7 +68,8 @@ def draw(run, model, x, y, writer, step):
     z = model.posterior(x, y)[0]  # (n, D)
     styles = model.mean_x(z.unsqueeze(1), every_y)  # (n, C, X)
     tiles = torch.cat([x.unsqueeze(1), model.reconstruct(x, y).unsqueeze(1), styles], dim=1)  # (n, 2 + C, X)
-    pictures.save_grid(run, "reconstructions", tiles, writer, step, columns=tiles.shape[1])
+    legend = "each row: a test image, its reconstruction, and every digit in its style"
+    pictures.save_grid(run, "reconstructions", tiles, writer, step, tiles.shape[1], legend)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,16 @@ def grid(images, shape, columns=20):
     return make_grid(images.reshape(-1, *shape).cpu(), nrow=columns, padding=1, pad_value=0.3)
 
 
-def save_grid(run, name, images, writer=None, step=None, columns=20):
-    """Write a grid of images to logs/<run>/<name>.png, and to TensorBoard if there is a writer."""
+def save_grid(run, name, images, writer=None, step=None, columns=20, description=""):
+    """Write a grid of images to logs/<run>/<name>.png, and to TensorBoard if there is a writer.
+
+    description: its legend in TensorBoard.
+    """
     picture = grid(images, run.data.shape, columns)
     run.logs.mkdir(parents=True, exist_ok=True)
     write_atomically(run.logs / f"{name}.png", partial(save_image, picture, format="png"))
     if writer is not None:
-        writer.add_image(name, picture, step)
+        writer.add_image(name, picture, step, description)
 
 
 def draw_samples(run, model, x, writer, step):
@@ -32,8 +35,11 @@ def draw_samples(run, model, x, writer, step):
 
     For models without labels.
     """
-    save_grid(run, "samples", model.mean_x(model.sample_z(200)), writer, step)
-    save_grid(run, "reconstructions", torch.stack([x, model.reconstruct(x)], dim=1).flatten(0, 1), writer, step)
+    samples = model.mean_x(model.sample_z(200))
+    save_grid(run, "samples", samples, writer, step, description="means of p(x|z), each of another z ~ p(z)")
+    pairs = torch.stack([x, model.reconstruct(x)], dim=1).flatten(0, 1)
+    legend = "test images, each with its reconstruction on its right"
+    save_grid(run, "reconstructions", pairs, writer, step, description=legend)
 
 
 def draw_samples_by_class(run, model, writer, step):
@@ -42,5 +48,7 @@ def draw_samples_by_class(run, model, writer, step):
     The z are the same at every checkpoint if no random numbers are drawn before. Returns one-hot labels, (rows, C).
     """
     y = torch.eye(model.classes, device=run.device)[:CLASSES]  # (rows, C)
-    save_grid(run, "samples", model.mean_x(model.sample_z(20), y.unsqueeze(1)), writer, step)  # (rows, 20, X)
+    tiles = model.mean_x(model.sample_z(20), y.unsqueeze(1))  # (rows, 20, X)
+    legend = "row = class, column = style z; the same z in all rows"
+    save_grid(run, "samples", tiles, writer, step, description=legend)
     return y
