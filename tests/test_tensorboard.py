@@ -63,7 +63,7 @@ def without_group(numbers):
 
 
 def test_hparams_lists_runs_of_two_models_with_their_flags_and_final_numbers(vae, on_digits, hparams, tmp_path):
-    vae("--z", 2, "--train", 2, "--iw_eval", "1,2")
+    vae("--z", 2, "--train", 2, "--iw_eval", "1,999,1000")
     on_digits("run_ssvae.py", "--z", 3, "--iter_max", 4, "--iter_save", 4)
     folders = {path.name: path for path in (tmp_path / "logs").iterdir()}
     (flag_columns, number_columns), rows = hparams()
@@ -73,9 +73,10 @@ def test_hparams_lists_runs_of_two_models_with_their_flags_and_final_numbers(vae
         assert (flags, without_group(numbers)) == expected(folders[name])
     assert flag_columns == set().union(*(flags for _, flags, _ in rows.values()))
     assert number_columns == sorted(set().union(*(numbers for _, _, numbers in rows.values())))
-    # The first ones are shown until others are selected.
+    # These are shown first, the others when they are selected.
+    assert [name for name in number_columns if name.startswith("final/")] == number_columns[:4]
     assert number_columns[:4] == [
-        f"final/{name}" for name in ("subset iwae_2", "subset nelbo", "test accuracy_percent", "test nelbo")
+        f"final/{name}" for name in ("subset iwae_1000", "subset nelbo", "test accuracy_percent", "test nelbo")
     ]
 
 
@@ -86,7 +87,7 @@ def test_hparams_of_a_run_that_is_evaluated_again(vae, hparams, folders):
     _, rows = hparams()
     assert (rows[logs.name][1], without_group(rows[logs.name][2])) == expected(logs)
     assert rows[logs.name][1]["iter_max"] == 30
-    assert "final/subset iwae_4" in rows[logs.name][2]
+    assert "final_more/subset iwae_4" in rows[logs.name][2]
     assert len(list((logs / "final").iterdir())) == 1
 
     vae("--z", 2, "--lr_schedule", "cosine", "--train", 0, "--iw_eval", 2, "--iter_max", 20)  # an earlier checkpoint

@@ -9,6 +9,7 @@ from codebase.runs.tables import markdown, means, printed_name
 from codebase.runs.tensorboard import write_hparams
 
 TABLE_CLASSES = 30  # a confusion matrix with more classes is not printed
+LESS_IMPORTANT = r" (kl|kl_z|kl_y|rec|classifier_percent|iwae_\d{1,3})$"  # numbers that HPARAMS shows last
 
 
 def read_results(run, step):
@@ -48,16 +49,16 @@ def add_results(run, split, **numbers):
 def log_hparams(run, ended=False):
     """What TensorBoard's tab HPARAMS shows: the flags of the experiment, and when the run has ended its numbers.
 
-    The tab first shows five numbers, by alphabet. So all but NELBO, accuracy and the tightest IWAE bound come last.
+    The tab has a column for every tag, in alphabetical order, and shows the first five until others are selected.
     """
     if processes.rank() > 0:
         return
-    numbers = means(run.record["results"])
-    tightest = max((int(m) for name in numbers for m in re.findall(r" iwae_(\d+)$", name)), default=0)
-    last = re.compile(rf" (kl.*|rec|classifier_percent|iwae_(?!{tightest}$).*)$")
-    tags = {f"final{'_more' if last.search(name) else ''}/{name}": value for name, value in numbers.items()}
+    numbers = {
+        f"{'final_more' if re.search(LESS_IMPORTANT, name) else 'final'}/{name}": mean
+        for name, mean in means(run.record["results"]).items()
+    }
     flags = {"model": run.model} | run.record["experiment"]
-    write_hparams(run.logs / "final", run.record.get("step", 0), flags, tags if ended else None)
+    write_hparams(run.logs / "final", run.record.get("step", 0), flags, numbers if ended else None)
 
 
 def report(run, model, splits, bits=False):
