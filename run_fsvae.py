@@ -72,7 +72,8 @@ def draw(run, model, splits, writer, step):
     z = model.posterior(x, y)[0]  # (n, D)
     styles = model.mean_x(z.unsqueeze(1), every_y)  # (n, C, X)
     tiles = torch.cat([x.unsqueeze(1), model.reconstruct(x, y).unsqueeze(1), styles], dim=1)  # (n, 2 + C, X)
-    save_grid(run, "reconstructions", tiles, writer, step, columns=tiles.shape[1])
+    legend = "each row: a test image, its reconstruction, and every digit in its style"
+    save_grid(run, "reconstructions", tiles, writer, step, tiles.shape[1], legend)
     draw_latent(run, model, splits, writer, step)
 
 

@@ -69,7 +69,8 @@ def draw(run, model, splits, x_test, y_test, writer, step):
     worst = evaluate.mistakes(log_q, y_test)[:CLASSES, :CLASSES]
     there = (worst.flatten() >= 0).to(run.device)
     tiles = data.scaled(x_test[worst.flatten()]) * there.unsqueeze(1)
-    save_grid(run, "mistakes", tiles, writer, step, columns=len(worst))
+    legend = "row = true digit, column = predicted digit; the most confident such mistake, black if there is none"
+    save_grid(run, "mistakes", tiles, writer, step, len(worst), legend)
     if writer is not None:
         percent, confusion = evaluate.accuracy(log_q, y_test)
         writer.add_scalar("test/acc", percent.mean / 100, step)

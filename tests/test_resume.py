@@ -255,10 +255,10 @@ def test_a_signal_in_the_last_step_is_obeyed(vae, handled, monkeypatch):
     handled()
     save_grid = draw.save_grid
 
-    def interrupted(*args):
+    def interrupted(*args, **how):
         signal.raise_signal(signal.SIGTERM)
         monkeypatch.setattr(draw, "save_grid", save_grid)
-        save_grid(*args)
+        save_grid(*args, **how)
 
     monkeypatch.setattr(draw, "save_grid", interrupted)
     code, out, _ = vae("--iter_max", 5)

@@ -25,6 +25,13 @@ def steps(folder):
     return sorted(int(name[1]) for name in names if name)
 
 
+def other_runs(folder, model, number):
+    """In words, the runs of the same model and number with other flags: the user may mean one of them."""
+    runs = Path(folder).parent.glob(f"model={model}_*run={number:04d}")
+    names = sorted(path.name for path in runs if steps(path))
+    return f" (there is {', '.join(names)})" if names else ""
+
+
 def weights_path(folder, step):
     return Path(folder) / f"model-{step:05d}.pt"
 

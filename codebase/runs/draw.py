@@ -23,8 +23,11 @@ def draw_samples(run, model, splits, writer, step):
     And the pictures of draw_latent. For models without labels. splits: as data.binary_splits returns them.
     """
     (x,) = splits["subset"]
-    save_grid(run, "samples", model.mean_x(model.sample_z(200)), writer, step)
-    save_grid(run, "reconstructions", torch.stack([x, model.reconstruct(x)], dim=1).flatten(0, 1), writer, step)
+    samples = model.mean_x(model.sample_z(200))
+    save_grid(run, "samples", samples, writer, step, description="means of p(x|z), each of another z ~ p(z)")
+    both = torch.stack([x, model.reconstruct(x)], dim=1).flatten(0, 1)
+    legend = "test images, each with its reconstruction on its right"
+    save_grid(run, "reconstructions", both, writer, step, description=legend)
     draw_latent(run, model, splits, writer, step)
 
 
@@ -34,7 +37,9 @@ def draw_samples_by_class(run, model, writer, step):
     The z are the same at every checkpoint if no random numbers are drawn before. Returns one-hot labels, (rows, C).
     """
     y = torch.eye(model.classes, device=run.device)[:CLASSES]  # (rows, C)
-    save_grid(run, "samples", model.mean_x(model.sample_z(20), y.unsqueeze(1)), writer, step)  # (rows, 20, X)
+    tiles = model.mean_x(model.sample_z(20), y.unsqueeze(1))  # (rows, 20, X)
+    legend = "row = class, column = style z; the same z in all rows"
+    save_grid(run, "samples", tiles, writer, step, description=legend)
     return y
 
 
@@ -59,7 +64,8 @@ def draw_latent(run, model, splits, writer, step):
     line = torch.lerp(z[first].unsqueeze(1), z[last].unsqueeze(1), t)  # (rows, COLUMNS, D)
     between = model.mean_x(line, *(each[first].unsqueeze(1) for each in y))  # (rows, COLUMNS, X)
     tiles = torch.cat([x[first].unsqueeze(1), between, x[last].unsqueeze(1)], dim=1)
-    save_grid(run, "interpolations", tiles, writer, step, columns=COLUMNS + 2)
+    legend = "row = two test images, and between them the means of p(x|z) on a straight line in z"
+    save_grid(run, "interpolations", tiles, writer, step, COLUMNS + 2, legend)
 
     y = [each[0] for each in y]  # of the first image
     if z.shape[1] == 2:
@@ -70,7 +76,9 @@ def draw_latent(run, model, splits, writer, step):
     changed = z[0].repeat(len(units), COLUMNS, 1)
     for row, unit in enumerate(units):
         changed[row, :, unit] = values[:, unit]
-    save_grid(run, "traversal", model.mean_x(changed, *y), writer, step, columns=COLUMNS)
+    rows = ", ".join(map(str, units.tolist()))
+    legend = f"row = unit {rows} of z, column = its value from -3 to 3 sd of the prior; the others as in a test image"
+    save_grid(run, "traversal", model.mean_x(changed, *y), writer, step, COLUMNS, legend)
 
 
 def pairs(n, y=None):
@@ -96,10 +104,12 @@ def draw_plane(run, model, test, draws, y, writer, step):
     levels = (torch.arange(20, device=draws.device) + 0.5) / 20
     z_1, z_2 = draws.quantile(levels, dim=0).T
     z = torch.stack([z_1.expand(20, 20), z_2.flip(0)[:, None].expand(20, 20)], dim=-1)  # (row, column, 2)
-    save_grid(run, "manifold", model.mean_x(z, *y), writer, step)
+    legend = "z_1 increases to the right, z_2 upwards: the 2.5 %, 7.5 %, ..., 97.5 % quantiles of the prior"
+    save_grid(run, "manifold", model.mean_x(z, *y), writer, step, description=legend)
     size = evaluate.chunk_size(test[0], model.labels_per_image)
     means = evaluate.each_chunk(lambda *images: {"z": model.latent_units(*images)[0]}, test, size)["z"]
-    save_picture(run, "posterior", scatter(means.cpu(), run.data.y_test, run.data.classes), writer, step)
+    picture = scatter(means.cpu(), run.data.y_test, run.data.classes)
+    save_picture(run, "posterior", picture, writer, step, "posterior means of the test images, coloured by class")
 
 
 def scatter(points, labels, classes):

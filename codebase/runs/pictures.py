@@ -15,14 +15,17 @@ def grid(images, shape, columns=20):
     return make_grid(images.reshape(-1, *shape).cpu(), nrow=columns, padding=1, pad_value=0.3)
 
 
-def save_grid(run, name, images, writer=None, step=None, columns=20):
+def save_grid(run, name, images, writer=None, step=None, columns=20, description=""):
     """Save a grid of images; see save_picture."""
-    save_picture(run, name, grid(images, run.data.shape, columns), writer, step)
+    save_picture(run, name, grid(images, run.data.shape, columns), writer, step, description)
 
 
-def save_picture(run, name, picture, writer=None, step=None):
-    """Write a picture (3, H, W) in [0, 1] to logs/<run>/<name>.png, and to TensorBoard if there is a writer."""
+def save_picture(run, name, picture, writer=None, step=None, description=""):
+    """Write a picture (3, H, W) in [0, 1] to logs/<run>/<name>.png, and to TensorBoard if there is a writer.
+
+    description: its legend in TensorBoard.
+    """
     run.logs.mkdir(parents=True, exist_ok=True)
     write_atomically(run.logs / f"{name}.png", partial(save_image, picture, format="png"))
     if writer is not None:
-        writer.add_image(name, picture, step)
+        writer.add_image(name, picture, step, description)

@@ -1,12 +1,15 @@
 """The results of a run: printed, and saved in logs/<name>/results.json."""
 
 import json
+import re
 
-from codebase import evaluate
+from codebase import evaluate, processes
 from codebase.runs.files import write_atomically
-from codebase.runs.tables import markdown, printed_name
+from codebase.runs.tables import markdown, means, printed_name
+from codebase.runs.tensorboard import write_hparams
 
 TABLE_CLASSES = 30  # a confusion matrix with more classes is not printed
+LESS_IMPORTANT = r" (kl|kl_z|kl_y|rec|classifier_percent|iwae_\d{1,3})$"  # numbers that HPARAMS shows last
 
 
 def read_results(run, step):
@@ -15,8 +18,8 @@ def read_results(run, step):
         record = json.loads((run.logs / "results.json").read_text())
         keys = ("flags", "experiment", "step", "trained", "complete", "results")
         kept = {key: record[key] for key in keys if key in record}
-        is_whole = all(isinstance(split, dict) for split in kept["results"].values())
-        return kept if is_whole and kept.get("step") == step else {}
+        means(kept["results"]), dict(kept.get("experiment", {}))  # raise an error if they hold something else
+        return kept if kept.get("step") == step else {}
     except Exception:  # it may be absent, or damaged; then the numbers are computed again
         return {}
 
@@ -41,6 +44,21 @@ def add_results(run, split, **numbers):
     """Add numbers to the results of a split, and write results.json."""
     run.record["results"].setdefault(split, {}).update(numbers)
     write_results(run)
+
+
+def log_hparams(run, ended=False):
+    """What TensorBoard's tab HPARAMS shows: the flags of the experiment, and when the run has ended its numbers.
+
+    The tab has a column for every tag, in alphabetical order, and shows the first five until others are selected.
+    """
+    if processes.rank() > 0:
+        return
+    numbers = {
+        f"{'final_more' if re.search(LESS_IMPORTANT, name) else 'final'}/{name}": mean
+        for name, mean in means(run.record["results"]).items()
+    }
+    flags = {"model": run.model} | run.record["experiment"]
+    write_hparams(run.logs / "final", run.record.get("step", 0), flags, numbers if ended else None)
 
 
 def report(run, model, splits, bits=False):

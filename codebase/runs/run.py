@@ -18,7 +18,7 @@ from codebase.data import Data
 from codebase.errors import InputError
 from codebase.runs import checkpoints, files
 from codebase.runs.environment import choose_device, environment
-from codebase.runs.results import finished, read_results, write_results
+from codebase.runs.results import finished, log_hparams, read_results, write_results
 from codebase.runs.signals import catch_signals, should_stop
 from codebase.runs.tensorboard import EventFile
 from codebase.train import Adam, learning_rate, train, training_step
@@ -28,6 +28,7 @@ from codebase.train import Adam, learning_rate, train, training_step
 class Run:
     """A run: its flags, its data and device, its two folders, and what results.json holds."""
 
+    model: str
     name: str
     flags: argparse.Namespace
     data: Data
@@ -71,7 +72,7 @@ def open_run(model, flags, images, usual_data="mnist"):
         "evaluated": environment(device_in_words),
         "results": {},
     }
-    run = Run(name, flags, images, device, folder, logs, record)
+    run = Run(model, name, flags, images, device, folder, logs, record)
     run.finished = flags.replicates > 1 and flags.train > 0 and not flags.overwrite and finished(run)
     flags.logs = logs  # where the table of a series finds the results
     if run.finished:
@@ -88,6 +89,7 @@ def open_run(model, flags, images, usual_data="mnist"):
     locked = flags.train and processes.rank() == 0
     with files.locked(folder) if locked else contextlib.nullcontext():
         yield run
+        log_hparams(run, ended=True)
         record["complete"] = True
         write_results(run)
 
@@ -117,6 +119,7 @@ def train_run(run, model, batches, draw, splits):
     experiment = flags.experiment(run.data)
     start, seconds_before = start_or_resume(run, model, optimizer, experiment)
     results_before = read_results(run, start)
+    log_hparams(run)
     began = time.monotonic()
 
     with (
@@ -145,7 +148,7 @@ def train_run(run, model, batches, draw, splits):
                     checkpoints.prune(run.checkpoints, step, flags.keep, flags.iter_save)
 
         if start == 0 and first:
-            writer.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in flags.values().items()), 0)
+            writer.add_start(flags.values())
         own = processes.own_rows(batches(start), flags.seed, start)
         update, stream, check = choose_update(run, model, optimizer, own, start, bfloat16)
         rate = learning_rate(flags.lr, flags.lr_schedule, flags.iter_max, len(run.data.x_train) // flags.batch_size)
@@ -181,8 +184,9 @@ def is_resumed(run):
             f"{what}. --resume 1 resumes a run that has a training.pt, --train 0 evaluates it, "
             f"--run {flags.run + 1} trains another one, --overwrite 1 deletes it and starts again."
         )
-    if flags.resume and other_runs(run):
-        raise InputError(f"there is no {state} to resume{other_runs(run)}. Without --resume 1 a new run begins.")
+    others = checkpoints.other_runs(folder, run.model, flags.run)
+    if flags.resume and others:
+        raise InputError(f"there is no {state} to resume{others}. Without --resume 1 a new run begins.")
     return False
 
 
@@ -207,13 +211,6 @@ def start_or_resume(run, model, optimizer, experiment):
         print(f"nothing to resume in {folder}: starting from step 0", flush=True)
     processes.copy_from_first([*model.parameters(), *model.buffers()])
     return 0, 0.0
-
-
-def other_runs(run):
-    """In words, the runs of the same model and number with other flags: the user may mean one of them."""
-    runs = run.checkpoints.parent.glob(f"{run.name.partition('_')[0]}_*run={run.flags.run:04d}")
-    names = sorted(path.name for path in runs if checkpoints.steps(path))
-    return f" (there is {', '.join(names)})" if names else ""
 
 
 def choose_update(run, model, optimizer, batches, start, bfloat16):
@@ -241,7 +238,8 @@ def load(run, model):
         done = checkpoints.steps(run.checkpoints)
         step = run.flags.step or processes.maximum(done[-1] if done else 0)  # others may be writing files
         if step not in done:
-            there = f"there are steps {', '.join(map(str, done))}" if done else f"train first{other_runs(run)}"
+            others = checkpoints.other_runs(run.checkpoints, run.model, run.flags.run)
+            there = f"there are steps {', '.join(map(str, done))}" if done else f"train first{others}"
             raise InputError(f"{run.checkpoints} has no model-{f'{step:05d}' if step else '*'}.pt: {there}.")
         path = checkpoints.weights_path(run.checkpoints, step)
         run.record["step"] = step

@@ -89,17 +89,22 @@ def configuration_of(record):
         "data": f"{data['name']} ({data['train']:,} + {data['test']:,} images)",
         "precision": flags.get("precision"),
     }
-    numbers = {
-        f"{split} {name}": float(value["mean"])
-        for split, results in record["results"].items()
-        for name, value in results.items()
-        if name != "ess" and not name.endswith("_bits") and isinstance(value, dict) and "mean" in value
-    }
+    numbers = means(record["results"])
     if not all(abs(value) < 1e100 for value in numbers.values()):  # so that its square is finite, too
         raise ValueError("a number in it is not finite")
     made = {"day": str(trained.get("date"))[:10]} | {key: trained.get(key) for key in ("device", "torch", "commit")}
     own = {"run": int(flags["run"]), "seed": int(flags["seed"]), "seconds": trained.get("seconds")}
     return about, own | {"numbers": numbers, "made": made}
+
+
+def means(results):
+    """The means of a run's results: {'test nelbo': 99.7}, without those in bits."""
+    return {
+        f"{split} {name}": float(value["mean"])
+        for split, numbers in results.items()
+        for name, value in numbers.items()
+        if name != "ess" and not name.endswith("_bits") and isinstance(value, dict) and "mean" in value
+    }
 
 
 def over_runs(about, runs):

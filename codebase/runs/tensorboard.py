@@ -1,14 +1,22 @@
 """The curves, pictures and texts of a run, in the format of TensorBoard."""
 
+import contextlib
 import time
 
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
 from codebase.runs.files import errors_with_path
 
 FLUSH_SECONDS = 10
+BLOB_SEQUENCE = b"\x20\x03"  # data_class in SummaryMetadata: TensorBoard needs it to show a description of an image
+CHARTS = {  # the curves in each chart: a regular expression of their tags
+    "loss and its terms": ("Multiline", ["train/loss$|gen/(?!elbo$)|class/(?!acc$)"]),
+    "negative ELBO of test and training images": ("Multiline", ["eval/nelbo_"]),
+    "accuracy of a classifier": ("Multiline", ["(class|test)/acc$"]),
+}
 
 
 class EventFile:
@@ -46,10 +54,40 @@ class EventFile:
         """A point of a curve. value: a float."""
         self.write(step=step, summary=summary.scalar(tag, value))
 
-    def add_image(self, tag, image, step):
-        """image: (3, H, W) in [0, 1]."""
-        self.write(step=step, summary=summary.image(tag, image))
+    def add_image(self, tag, image, step, description=""):
+        """image: (3, H, W) in [0, 1]. description: its legend, in Markdown."""
+        of_image = summary.image(tag, image)
+        metadata = of_image.value[0].metadata
+        metadata.summary_description = description
+        metadata.plugin_data.plugin_name = "images"
+        metadata.MergeFromString(BLOB_SEQUENCE)
+        self.write(step=step, summary=of_image)
 
     def add_text(self, tag, text, step):
         """text: Markdown."""
         self.write(step=step, summary=summary.text(tag, text))
+
+    def add_start(self, flags):
+        """What is written once, when a run starts: its flags as a text, and the charts of the tab CUSTOM SCALARS."""
+        self.add_text("flags", "\n".join(f"    {name} = {value}" for name, value in flags.items()), 0)
+        self.write(step=0, summary=summary.custom_scalars({"curves": CHARTS}))
+
+
+def write_hparams(folder, step, flags, numbers=None):
+    """What the tab HPARAMS shows of a run: its flags, and {tag: number} after `step` steps if it has ended.
+
+    The folder is only for these: the tab has a column for each curve that is in the same folder as the flags. Older
+    numbers in it are deleted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    single = (int, float, type(None))  # None has an empty cell
+    flags = {name: value if isinstance(value, single) else str(value) for name, value in flags.items()}
+    _, start, end = summary.hparams(flags, {})
+    with contextlib.closing(EventFile(folder, step - 1)) as file:
+        file.write(step=step, summary=start)
+        for tag, value in (numbers or {}).items():  # not by summary.scalar, which replaces the spaces in tags
+            file.write(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
+        if numbers is not None:
+            file.write(step=step, summary=end)
+    for path in set(folder.iterdir()) - {file.path}:
+        path.unlink(missing_ok=True)
