@@ -16,7 +16,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
-from codebase.runs import pictures
+from codebase.runs import draw
 
 ALL = [api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE, api_pb2.STATUS_RUNNING]
 
@@ -112,14 +112,14 @@ def test_hparams_of_a_resumed_run_and_of_one_that_was_stopped(vae, hparams, fold
     vae("--z", 2, "--iter_max", 20)
     _, logs = folders()
     before = expected(logs)
-    save_grid = pictures.save_grid
+    save_grid = draw.save_grid
 
     def interrupted(*args, **how):
         signal.raise_signal(signal.SIGTERM)
         save_grid(*args, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pictures, "save_grid", interrupted)
+        patch.setattr(draw, "save_grid", interrupted)
         assert vae("--z", 2, "--iter_max", 60, "--resume", 1)[0] == 143
     assert hparams()[1] == {logs.name: (api_pb2.STATUS_UNKNOWN, before[0], {})}
 
@@ -162,7 +162,7 @@ def test_every_picture_has_a_legend(on_digits, fsvae, folders, name):
     (path,) = folders()[1].glob("*tfevents*")
     events = [Event.FromString(raw) for raw in RawEventFileLoader(str(path)).Load()]
     images = [value for event in events for value in event.summary.value if value.HasField("image")]
-    assert len(images) == 2 * 2  # two pictures at two checkpoints
+    assert len(images) == 2 * 5  # five pictures at two checkpoints
     for value in images:
         assert len(value.metadata.summary_description.split()) > 5
         # Without these, TensorBoard's fast loader does not show it.

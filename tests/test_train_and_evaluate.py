@@ -17,6 +17,9 @@ from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
 
 
+LATENT = ("interpolations", "manifold", "posterior")  # the pictures of a z of two dimensions
+
+
 def test_train_then_evaluate(vae, folders):
     code, out, _ = vae("--z", 2)
     assert code == 0
@@ -34,7 +37,7 @@ def test_train_then_evaluate(vae, folders):
     for name in ("samples", "reconstructions"):
         with Image.open(logs / f"{name}.png") as picture:
             assert picture.size == (20 * 29 + 1, 10 * 29 + 1)
-    assert set(pictures_shown(logs)) == {"samples", "reconstructions"}
+    assert set(pictures_shown(logs)) == {"samples", "reconstructions", *LATENT}
     assert set(curves(logs)) == {"train/loss", "gen/elbo", "gen/kl_z", "gen/rec", *EVAL}
 
     record = json.loads((logs / "results.json").read_text())
@@ -180,7 +183,7 @@ def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
     assert set(shown) == {"train/loss", "test/acc"} | generative | classifier
     assert [step for step, _ in shown["test/acc"]] == [4, 6]
     assert shown["test/acc"][-1][1] == pytest.approx(p)
-    assert set(pictures_shown(logs)) == {"samples", "mistakes"}
+    assert set(pictures_shown(logs)) == {"samples", "mistakes", *LATENT}
     assert "test/confusion/text_summary" in EventAccumulator(str(logs)).Reload().Tags()["tensors"]
 
     # The pictures: 10 x 20 and 10 x 10 tiles of 28 pixels; of a mistake a tile, of none black.
