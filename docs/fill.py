@@ -1,4 +1,4 @@
-"""Put the numbers of the runs into README.md and docs/*.md.
+"""Put the numbers of the runs into docs/*.md.
 
     python report.py --json --out FILE.json     the results under logs/, after training
     python docs/fill.py FILE.json               adds them to docs/results.json, and fills the documents
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from codebase import evaluate  # noqa: E402
 from codebase.runs import tables  # noqa: E402
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
 STORED = ROOT / "docs" / "results.json"
 BLANK = re.compile(r"<!--= (.+?) -->(.*?)<!--/-->", re.DOTALL)
 

@@ -19,7 +19,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from codebase.runs.flags import parse_flags
 
 FILL = runpy.run_path(str(ROOT / "docs" / "fill.py"))
-DOCUMENTS = {path.name: path.read_text(encoding="utf-8") for path in FILL["DOCUMENTS"]}
+DOCUMENTS = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *FILL["DOCUMENTS"]]}
 IN_DOCSTRINGS = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("*.py")}
 BLOCK = re.compile(r"^`([\w/]+\.py)`[^`]*?```python\n(.*?)```", re.DOTALL | re.MULTILINE)
 EXAMPLES = dict(BLOCK.findall(DOCUMENTS["extending.md"]))
@@ -55,6 +55,29 @@ def test_there_are_commands():
     assert {"run_vae.py", "run_gmvae.py", "run_ssvae.py", "run_fsvae.py", "report.py"} <= {c[0] for c in commands()}
 
 
+README_NUMBERS = {  # row of the README's table: the configuration and its numbers
+    "python run_vae.py": ("vae_z=10", "test nelbo", "subset nelbo", "test kl"),
+    "python run_vae.py --train 0": ("vae_z=10", "subset iwae_1000"),
+    "python run_vae.py --train 0 --full 1": ("vae_z=10", "test iwae_1000"),
+    "python run_gmvae.py": ("gmvae_z=10_k=500", "test nelbo", "subset nelbo", "test kl"),
+    "python run_gmvae.py --train 0": ("gmvae_z=10_k=500", "subset iwae_1000"),
+    "python run_ssvae.py": ("ssvae_gw=001_cw=100", "test accuracy_percent", "test nelbo"),
+    "python run_ssvae.py --gw 0": ("ssvae_gw=000_cw=100", "test accuracy_percent"),
+}
+
+
+@pytest.mark.parametrize("command", README_NUMBERS)
+def test_numbers_of_the_readme_are_those_of_the_stored_runs(command):
+    """The README has no blanks, so that it is readable as plain text: if this fails, correct the row by hand."""
+    (row,) = re.findall(rf"^\| `{re.escape(command)}` \|(.*)\|$", DOCUMENTS["README.md"], re.MULTILINE)
+    configuration, *numbers = README_NUMBERS[command]
+    assert re.findall(r"[\d.]+ ± [\d.]+", row) == [FILL["single"](configuration, number) for number in numbers]
+
+
+def test_no_other_row_of_the_readme_has_numbers_of_runs():
+    assert len(re.findall(r"^\|.*±.*\d.*\|$", DOCUMENTS["README.md"], re.MULTILINE)) == len(README_NUMBERS)
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_numbers_are_those_of_the_stored_runs(name):
     """python docs/fill.py would change nothing."""
@@ -62,7 +85,7 @@ def test_numbers_are_those_of_the_stored_runs(name):
 
 
 def test_documents_ask_for_numbers():
-    for name in ("README.md", "results.md", "writeup.md", "extending.md"):
+    for name in ("results.md", "writeup.md", "extending.md"):
         assert FILL["BLANK"].search(DOCUMENTS[name])
     assert FILL["filled"]("a <!--= 1 + 1 -->3<!--/--> b") == "a <!--= 1 + 1 -->2<!--/--> b"
 

@@ -16,7 +16,6 @@ from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
 
-
 LATENT = ("interpolations", "manifold", "posterior")  # the pictures of a z of two dimensions
 
 
