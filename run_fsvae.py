@@ -38,7 +38,7 @@ FLAGS = [
 def main(flags):
     if flags.split != "extra" and flags.dataset not in ("auto", "svhn"):
         raise InputError(f"--split {flags.split} is for SVHN: it cannot be used with --dataset {flags.dataset}.")
-    images = data.load(flags.dataset, flags.data_dir, "svhn", flags.split)
+    images = data.load(flags.dataset, flags.data_dir, "svhn", flags.split).hold_out(flags.validation)
     data.require_labels(images)
     if images.name != "svhn":
         flags.split = None

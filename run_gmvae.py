@@ -28,7 +28,7 @@ FLAGS = [
 
 
 def main(flags):
-    images = data.load(flags.dataset, flags.data_dir)
+    images = data.load(flags.dataset, flags.data_dir).hold_out(flags.validation)
     with open_run("gmvae", flags, images) as run:
         if run.finished:
             return

@@ -35,9 +35,9 @@ FLAGS = [
 def main(flags):
     if flags.gw == flags.cw == 0:
         raise InputError("--gw 0 --cw 0 leave nothing to train: one of them must be above 0.")
-    images = data.load(flags.dataset, flags.data_dir)
+    images = data.load(flags.dataset, flags.data_dir).hold_out(flags.validation)
     data.require_labels(images)
-    labelled = data.labelled_subset(images, flags.labels or 10 * images.classes, flags.seed)
+    seen = data.labelled_subset(images, flags.labels or 10 * images.classes, flags.seed)
     with open_run("ssvae", flags, images) as run:
         if run.finished:
             return
@@ -46,35 +46,38 @@ def main(flags):
         torch.manual_seed(flags.seed)
         sizes = {"classes": images.classes, "x_dim": images.x_dim, "n_hidden": flags.hidden}
         model = SSVAE(flags.gw, flags.cw, flags.z, **sizes).to(run.device)
-        x, x_labelled = images.x_train.to(run.device), images.x_train[labelled].to(run.device)
-        y_labelled = data.one_hot(images.y_train[labelled], images.classes).to(run.device)
+        x, x_labelled = images.x_train.to(run.device), images.x_train[seen].to(run.device)
+        y_labelled = data.one_hot(images.y_train[seen], images.classes).to(run.device)
         batches = partial(data.semi_supervised_batches, x, x_labelled, y_labelled, flags.batch_size, flags.seed)
         splits = data.binary_splits(images, run.device) if flags.gw else {}
-        x_test, y_test = images.x_test.to(run.device), images.y_test.to(run.device)
+        labelled = {"test": (images.x_test.to(run.device), images.y_test.to(run.device))}
+        if images.n_validation:
+            labelled["validation"] = images.x_validation.to(run.device), images.y_validation.to(run.device)
 
         # Train or load, then report.
-        train_or_load(run, model, batches, partial(draw, run, model, splits, x_test, y_test), splits)
+        train_or_load(run, model, batches, partial(draw, run, model, splits, labelled), splits)
         report(run, model, splits)
-        report_accuracy(run, model, x_test, y_test)
+        report_accuracy(run, model, labelled)
 
 
-def draw(run, model, splits, x_test, y_test, writer, step):
+def draw(run, model, splits, labelled, writer, step):
     """samples.png: row = digit, column = style z. mistakes.png: row = true digit, column = predicted digit; each
     tile is the most confident such mistake on the test images, black if there is none. And the pictures of draw_latent.
-    Also logs the test accuracy."""
+    Also logs the accuracy."""
     if model.gen_weight:
         draw_samples_by_class(run, model, writer, step)
         draw_latent(run, model, splits, writer, step)
+    x_test, y_test = labelled["test"]
     log_q = evaluate.classify(model, x_test)
     worst = evaluate.mistakes(log_q, y_test)[:CLASSES, :CLASSES]
     there = (worst.flatten() >= 0).to(run.device)
     tiles = data.scaled(x_test[worst.flatten()]) * there.unsqueeze(1)
     legend = "row = true digit, column = predicted digit; the most confident such mistake, black if there is none"
     save_grid(run, "mistakes", tiles, writer, step, len(worst), legend)
-    if writer is not None:
-        percent, confusion = evaluate.accuracy(log_q, y_test)
-        writer.add_scalar("test/acc", percent.mean / 100, step)
-        writer.add_text("test/confusion", f"accuracy {percent} %\n\n{confusion_table(confusion)}", step)
+    for name, (x, y) in labelled.items() if writer is not None else ():
+        percent, confusion = evaluate.accuracy(log_q if name == "test" else evaluate.classify(model, x), y)
+        writer.add_scalar(f"{name}/acc", percent.mean / 100, step)
+        writer.add_text(f"{name}/confusion", f"accuracy {percent} %\n\n{confusion_table(confusion)}", step)
 
 
 if __name__ == "__main__":

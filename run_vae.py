@@ -24,7 +24,7 @@ FLAGS = [Flag("z", 10, size, "dimension of the latent z", always=True), IW, hidd
 
 
 def main(flags):
-    images = data.load(flags.dataset, flags.data_dir)
+    images = data.load(flags.dataset, flags.data_dir).hold_out(flags.validation)
     with open_run("vae", flags, images) as run:
         if run.finished:
             return

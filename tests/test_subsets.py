@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from conftest import save_digits
 
 from codebase import data
 from codebase.data.subsets import MNIST_LABELLED, MNIST_TEST_SUBSET
@@ -126,3 +127,31 @@ def test_labelled_splits(colour_digits):
     assert splits["test"][1].shape == (120, 10)
     assert splits["train"][0].equal(mine.x_train[: len(chosen)])
     assert splits["train"][1].argmax(-1).equal(mine.y_train[: len(chosen)])
+
+
+def test_validation_images_are_the_last_training_images(tmp_path):
+    """And nothing else changes: the test images, the subsets, the name."""
+    whole = data.load(save_digits(tmp_path / "digits.npz", 300, 120))
+    images = whole.hold_out(40)
+    assert images.x_train.equal(whole.x_train[:260])
+    assert images.y_train.equal(whole.y_train[:260])
+    assert images.x_validation.equal(whole.x_train[260:])
+    assert images.y_validation.equal(whole.y_train[260:])
+    assert (images.name, images.x_test, images.n_validation) == (whole.name, whole.x_test, 40)
+    binary, with_labels = data.binary_splits(images, "cpu"), data.labelled_splits(images, "cpu")
+    assert binary["validation"][0].equal(data.binarise_once(whole.x_train[260:]).float())
+    assert with_labels["validation"][0].equal(whole.x_train[260:])
+    assert with_labels["validation"][1].argmax(-1).equal(whole.y_train[260:])
+    for name, (x,) in data.binary_splits(whole, "cpu").items():
+        assert binary[name][0].equal(x)
+    assert whole.hold_out(0) is whole
+    with pytest.raises(InputError, match="--validation 300 leaves none of the 300 training images"):
+        whole.hold_out(300)
+
+
+def test_the_labelled_images_of_mnist_are_no_validation_images(tmp_path):
+    """The homework's are among all training images; with validation images they are drawn from the others."""
+    images = data.load(save_digits(tmp_path / "digits.npz", 300, 120))._replace(name="mnist").hold_out(100)
+    labelled = data.labelled_subset(images, 100, seed=0)
+    assert labelled.max() < 200
+    assert images.y_train[labelled].bincount().tolist() == [10] * 10

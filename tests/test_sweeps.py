@@ -41,14 +41,15 @@ def test_a_sweep_and_its_tables(commands, vae, script, tmp_path):
     values = [tuple(map(float, command[3:6:2])) for command in sweep]
     assert len(set(values)) == 4
     for command in sweep:
-        code, _, err = vae(*command[2:], "--iter_max", 3)
+        words = ["50" if word == "10000" else word for word in command[2:]]  # of 300 training images
+        code, _, err = vae(*words, "--iter_max", 3)
         assert code == 0, err
 
     found, names = {}, {}
     for path in tmp_path.glob("logs/*/results.json"):
         record = json.loads(path.read_text())
         key = record["flags"]["z"], record["flags"]["lr"]
-        found.setdefault(key, []).append(record["results"]["test"]["nelbo"]["mean"])
+        found.setdefault(key, []).append(record["results"]["validation"]["nelbo"]["mean"])
         names[key] = record["name"].partition("_run=")[0].removeprefix("model=")
     assert found.keys() == set(values)
     assert all(len(of) == 2 for of in found.values())
@@ -60,11 +61,11 @@ def test_a_sweep_and_its_tables(commands, vae, script, tmp_path):
         return [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("| ")]
 
     head, *rows = report(by[0])
-    assert head[:3] == ["configuration", "runs", "test NELBO"]
+    assert head[:3] == ["configuration", "runs", "validation NELBO"]
     assert [float(row[2].split()[0]) for row in rows] == [round(mean, 2) for mean in sorted(expected.values())]
 
     head, *rows = report([*difference[0][:-2], names[2, 0.001], names[2, 0.0003]])
-    (nelbo,) = (row for row in rows if row[0] == "test NELBO")
+    (nelbo,) = (row for row in rows if row[0] == "validation NELBO")
     assert nelbo[1].split()[0] == f"{expected[2, 0.001]:.3f}"
     assert nelbo[2].split()[0] == f"{expected[2, 0.0003]:.3f}"
     assert nelbo[4] == "2"

@@ -150,7 +150,7 @@ def test_custom_scalars_groups_the_curves(on_digits, folders):
     charts = {chart.title: {t for t in tags for r in chart.multiline.tag if re.match(r, t)} for chart in category.chart}
     assert charts == {
         "loss and its terms": {"train/loss", "gen/kl_z", "gen/kl_y", "gen/rec", "gen/my_term", "class/ce"},
-        "negative ELBO of test and training images": {"eval/nelbo_test", "eval/nelbo_train"},
+        "negative ELBO of test, training and validation images": {"eval/nelbo_test", "eval/nelbo_train"},
         "accuracy of a classifier": {"class/acc", "test/acc"},
     }
 

@@ -350,3 +350,32 @@ def test_a_file_of_the_homeworks_fsvae_is_evaluated(fsvae, tmp_path, monkeypatch
     code, out, _ = fsvae("--train", 0, "--checkpoint", "theirs.pt", "--iw_eval", 2)
     assert code == 0
     assert "Negative IWAE-2: " in out
+
+
+@pytest.mark.parametrize("name", ["vae", "gmvae", "ssvae", "fsvae"])
+def test_validation(on_digits, fsvae, folders, name):
+    """In the report, the curves and the name, beside the test set; trained without those images."""
+    call = fsvae if name == "fsvae" else partial(on_digits, f"run_{name}.py")
+    code, out, err = call("--z", 3, "--validation", 40, "--iter_max", 20)
+    assert code == 0, err
+    assert "260 training and 120 test images, 40 for validation" in out
+    assert "the validation images (40 images)" in out
+    _, logs = folders()
+    assert "_validation=40_" in logs.name
+    found = json.loads((logs / "results.json").read_text())
+    assert found["data"]["validation"] == 40
+    assert found["data"]["train"] == 260
+    assert found["results"]["validation"]["nelbo"]["n"] == 40
+    if name == "ssvae":
+        assert "Validation set classification accuracy: " in out
+        assert found["results"]["validation"]["accuracy_percent"]["n"] == 40
+        assert "validation/acc" in curves(logs)
+    points = dict(curves(logs)["eval/nelbo_validation"])
+    assert points[20] == pytest.approx(found["results"]["validation"]["nelbo"]["mean"], rel=1e-5)
+
+
+def test_a_script_without_validation_says_so(vae, monkeypatch):
+    monkeypatch.setattr(data.Data, "hold_out", lambda self, n: self)
+    code, _, err = vae("--validation", 40, "--iter_max", 2)
+    assert code == 2
+    assert "this script does not use --validation" in err

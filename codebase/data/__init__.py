@@ -36,6 +36,8 @@ class Data(NamedTuple):
     y_train: torch.Tensor  # (N,) int64, 0 to C - 1; None without labels
     x_test: torch.Tensor
     y_test: torch.Tensor
+    x_validation: torch.Tensor = None  # None without validation images
+    y_validation: torch.Tensor = None
 
     @property
     def x_dim(self):
@@ -45,7 +47,27 @@ class Data(NamedTuple):
     def about(self):
         """The description of the data set in results.json."""
         about = {"name": self.name, "origin": self.origin, "shape": self.shape, "classes": self.classes}
-        return about | {"train": len(self.x_train), "test": len(self.x_test)}
+        return about | {"train": len(self.x_train), "test": len(self.x_test), "validation": self.n_validation}
+
+    def sizes(self):
+        """The numbers of images in words."""
+        held_out = f", {self.n_validation:,} for validation" if self.n_validation else ""
+        return f"{len(self.x_train):,} training and {len(self.x_test):,} test images{held_out}"
+
+    @property
+    def n_validation(self):
+        """The number of validation images."""
+        return 0 if self.x_validation is None else len(self.x_validation)
+
+    def hold_out(self, n):
+        """The data set whose last n training images are validation images. InputError if no training image is left."""
+        if n == 0:
+            return self
+        if n >= len(self.x_train):
+            raise InputError(f"--validation {n} leaves none of the {len(self.x_train):,} training images.")
+        x, y = self.x_train, self.y_train
+        held_out = {"x_train": x[:-n], "x_validation": x[-n:]}
+        return self._replace(**held_out, **({} if y is None else {"y_train": y[:-n], "y_validation": y[-n:]}))
 
 
 def load(dataset, data_dir="data", auto="mnist", split="extra"):

@@ -44,8 +44,9 @@ def test_subset(data):
 def labelled_subset(data, n, seed):
     """Indices (n,) of the labelled training images, the same number of each class, class by class.
 
-    For MNIST and n = 100 the homework's, in its order; otherwise they are chosen by the seed. Raises InputError
-    if n is not a multiple of the number of classes, or if a class has too few images.
+    For MNIST and n = 100 the homework's, in its order; for other n, other data, or if there are validation images, they
+    are chosen by the seed. Raises InputError if n is not a multiple of the number of classes, or if a class has too few
+    images.
     """
     members = by_class(data.y_train, data.classes)
     each, rest = divmod(n, data.classes)
@@ -54,7 +55,7 @@ def labelled_subset(data, n, seed):
     there, few = min((len(m), c) for c, m in enumerate(members))
     if there < each:
         raise InputError(f"--labels {n} needs {each:,} training images of each class, but class {few} has {there:,}.")
-    if data.name == "mnist" and n == 100:
+    if data.name == "mnist" and n == 100 and data.n_validation == 0:
         chosen = [m[rows] for m, rows in zip(members, MNIST_LABELLED, strict=True)]
     else:
         random = np.random.default_rng(seed)
@@ -77,18 +78,21 @@ def binary_splits(data, device):
     """The images that bounds are evaluated on, binarised: {'subset': (x,), 'test': (x,), 'train': (x,)}, x float32.
 
     subset: the test images of test_subset; test: all test images; train: the first training images, as many as subset.
+    If there are validation images: also 'validation'.
     """
-    x = rows_of_each_split(data, data.x_train, data.x_test)
+    x = rows_of_each_split(data, "x")
     return {name: (binarise_once(x[name]).float().to(device),) for name in x}
 
 
 def labelled_splits(data, device):
     """The same with labels, not binarised: {'subset': (x, y), 'test': (x, y), 'train': (x, y)}, x uint8, y one-hot."""
-    x, y = rows_of_each_split(data, data.x_train, data.x_test), rows_of_each_split(data, data.y_train, data.y_test)
+    x, y = rows_of_each_split(data, "x"), rows_of_each_split(data, "y")
     return {name: (x[name].to(device), one_hot(y[name], data.classes).to(device)) for name in x}
 
 
-def rows_of_each_split(data, train, test):
-    """The images, or the labels, of each split."""
+def rows_of_each_split(data, kind):
+    """The images of each split, or the labels. kind: 'x' or 'y'."""
+    train, test, validation = (getattr(data, f"{kind}_{part}") for part in ("train", "test", "validation"))
     subset = test_subset(data)
-    return {"subset": test[subset], "test": test, "train": train[: len(subset)]}
+    rows = {"subset": test[subset], "test": test, "train": train[: len(subset)]}
+    return rows if validation is None else rows | {"validation": validation}

@@ -94,6 +94,7 @@ SHARED_FLAGS = [
     Flag("lr", 1e-3, positive, "learning rate of Adam"),
     Flag("lr_schedule", "constant", lr_schedule, LR_SCHEDULE, in_name="schedule={}"),
     precision_flag("medium"),
+    Flag("validation", 0, whole(0), "hold out this many training images, the last ones, to choose flags by"),
     Flag("seed", None, whole(0), "random seed (default: the number of the run)"),
     # The flags below may change when a run is resumed.
     Flag("data_dir", "data", str, "folder of the data sets, as torchvision arranges them", False),

@@ -82,12 +82,14 @@ def report(run, model, splits, bits=False):
     whose = {
         "subset": "the homework's test subset" if run.data.name == "mnist" else "a fixed subset of the test set",
         "test": "the whole test set",
+        "validation": "the validation images",
     }
     if splits:
         binary = "" if bits else ", which are binarised once with a fixed seed"
         print(f"\nIn nats, each ± its standard error over the images{binary}.")
-    for name in whose if splits else ():
-        split = splits[name]
+    for name, split in splits.items():
+        if name not in whose:
+            continue
         print(f"\n{run.data.name}, {whose[name]} ({len(split[0]):,} images)")
         terms = evaluate.elbo(model, split)
         print("  ".join(f"{printed_name(term)}: {value}" for term, value in terms.items()), flush=True)
@@ -111,12 +113,17 @@ def report(run, model, splits, bits=False):
             add_results(run, name, ess=ess.record() | {"samples": m})
 
 
-def report_accuracy(run, model, x, y):
-    """Print how well the classifier q(y|x) does on the test images x (N, X), and save it in results.json."""
-    percent, confusion = evaluate.accuracy(evaluate.classify(model, x), y)
-    print(f"\nTest images by true class (row) and predicted class (column)\n{confusion_table(confusion)}")
-    print(f"Test set classification accuracy: {percent} %", flush=True)
-    add_results(run, "test", accuracy_percent=percent.record(), confusion=confusion.tolist())
+def report_accuracy(run, model, labelled):
+    """Print how well the classifier q(y|x) does, and save it in results.json.
+
+    labelled: {'test': (x, y)}, images (N, X) and labels (N,), and 'validation' if there are validation images.
+    """
+    for name, (x, y) in labelled.items():
+        percent, confusion = evaluate.accuracy(evaluate.classify(model, x), y)
+        what = name.capitalize()
+        print(f"\n{what} images by true class (row) and predicted class (column)\n{confusion_table(confusion)}")
+        print(f"{what} set classification accuracy: {percent} %", flush=True)
+        add_results(run, name, accuracy_percent=percent.record(), confusion=confusion.tolist())
 
 
 def confusion_table(counts):

@@ -20,7 +20,7 @@ from codebase.runs import checkpoints, files
 from codebase.runs.environment import choose_device, environment
 from codebase.runs.results import finished, log_hparams, read_results, write_results
 from codebase.runs.signals import catch_signals, should_stop
-from codebase.runs.tensorboard import EventFile
+from codebase.runs.tensorboard import ELBO_CURVES, EventFile
 from codebase.train import Adam, learning_rate, train, training_step
 
 
@@ -48,6 +48,10 @@ def open_run(model, flags, images, usual_data="mnist"):
     """
     if flags.train and flags.batch_size > len(images.x_train):
         raise InputError(f"--batch_size {flags.batch_size} is more than the {len(images.x_train):,} training images.")
+    if flags.validation != images.n_validation:
+        raise InputError(
+            "this script does not use --validation: it should call data.load(...).hold_out(flags.validation)."
+        )
     device, device_in_words = choose_device(flags.device)
     if flags.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
@@ -82,7 +86,7 @@ def open_run(model, flags, images, usual_data="mnist"):
     if flags.train:
         is_resumed(run)  # raises its errors before anything is done
     print(f"device       {device_in_words}")
-    print(f"data         {images.origin}: {len(images.x_train):,} training and {len(images.x_test):,} test images")
+    print(f"data         {images.origin}: {images.sizes()}")
     print(f"run          {name}, seed {flags.seed}")
     print(f"checkpoints  {flags.checkpoint or folder}")
     print(f"curves       {logs} (tensorboard --logdir logs --samples_per_plugin images=100)", flush=True)
@@ -94,15 +98,12 @@ def open_run(model, flags, images, usual_data="mnist"):
         write_results(run)
 
 
-HELD_OUT = {"eval/nelbo_test": "subset", "eval/nelbo_train": "train"}  # curves of the negative ELBO, and their splits
-
-
 def train_or_load(run, model, batches, draw, splits=None):
     """Train the model, or with --train 0 load its weights. Draws its pictures.
 
     batches(start): the endless training batches from that step on. draw(writer, step): draws the pictures; writer is
-    None if nothing is logged. splits: as data.binary_splits returns them; the negative ELBO of the test subset and of
-    some training images is logged at every checkpoint. If there are several processes, all call this function.
+    None if nothing is logged. splits: as data.binary_splits returns them; the negative ELBO of those in ELBO_CURVES is
+    logged at every checkpoint. If there are several processes, all call this function.
     """
     if run.flags.train:
         train_run(run, model, batches, draw, splits or {})
@@ -137,7 +138,7 @@ def train_run(run, model, batches, draw, splits):
             check(step)
             with evaluate.evaluating(model):
                 draw(writer, step)
-            for tag, name in HELD_OUT.items():
+            for tag, name in ELBO_CURVES.items():
                 if name in splits:
                     log(step, {tag: evaluate.elbo(model, splits[name])["nelbo"].mean})
             if first:

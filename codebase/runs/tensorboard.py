@@ -12,10 +12,12 @@ from codebase.runs.files import errors_with_path
 
 FLUSH_SECONDS = 10
 BLOB_SEQUENCE = b"\x20\x03"  # data_class in SummaryMetadata: TensorBoard needs it to show a description of an image
+# The curves of the negative ELBO, and the split of each.
+ELBO_CURVES = {"eval/nelbo_test": "subset", "eval/nelbo_train": "train", "eval/nelbo_validation": "validation"}
 CHARTS = {  # the curves in each chart: a regular expression of their tags
     "loss and its terms": ("Multiline", ["train/loss$|gen/(?!elbo$)|class/(?!acc$)"]),
-    "negative ELBO of test and training images": ("Multiline", ["eval/nelbo_"]),
-    "accuracy of a classifier": ("Multiline", ["(class|test)/acc$"]),
+    "negative ELBO of test, training and validation images": ("Multiline", ["eval/nelbo_"]),
+    "accuracy of a classifier": ("Multiline", ["(class|test|validation)/acc$"]),
 }
 
 
