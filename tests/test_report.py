@@ -59,6 +59,19 @@ def test_mean_and_standard_error_over_the_runs_of_one_configuration(script, log)
     )
 
 
+def test_runs_of_different_code_are_named(script, log):
+    """They are in one column, and the table says so; a column of one code alone does not."""
+    for run, code in enumerate(("aaaa", "bbbb", "aaaa")):
+        log("vae_z=10", run, 1.0, trained={"code": code, "torch": "2.9"})
+    log("vae_z=2", 0, 1.0, trained={"code": "cccc", "torch": "2.9"})
+    _, out, _ = script("report.py")
+    assert "| code | cccc | aaaa, bbbb |" in out
+    assert "| torch |" not in out
+    by = script("report.py", "--by", "subset nelbo")[1]
+    assert "| configuration | runs | code |" in by
+    assert "| code |" not in script("report.py", "vae_z=2")[1]
+
+
 def test_a_table_for_each_model(script, log):
     log("vae_z=10", 0, 1.0)
     log("gmvae_z=10_k=500", 0, 1.0)

@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import sys
 from functools import partial
 
 import numpy as np
-from conftest import contents, same, weights
+from conftest import ROOT, contents, same, weights
+
+from codebase.runs import environment
 
 
 def results_of(folder):
@@ -89,3 +92,22 @@ def test_the_supervised_baseline_has_replicates_though_it_has_no_bounds(on_digit
     assert code == 0
     assert out.count("already finished") == 2
     assert "| test accuracy, % |" in out
+
+
+def test_another_script_or_package_has_another_digest(tmp_path, monkeypatch):
+    """A run records the code that made it: a change of the script or of a file of the package changes the digest."""
+    script = tmp_path / "run_mine.py"
+    script.write_text("a = 1\n")
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    before = environment.code_digest()
+    assert before == environment.code_digest()
+    script.write_text("a = 2\n")
+    after = environment.code_digest()
+    assert after != before
+    package = tmp_path / "codebase"
+    shutil.copytree(ROOT / "codebase", package)
+    monkeypatch.setattr(environment, "__file__", str(package / "runs" / "environment.py"))
+    assert environment.code_digest() == after
+    with open(package / "utils.py", "a") as file:
+        file.write("\nLOG_2PI = 0\n")
+    assert environment.code_digest() != after

@@ -127,6 +127,8 @@ def test_every_parameter_gets_a_gradient(iw):
     bound, kl, rec = model.negative_elbo_bound(x) if iw == 1 else model.negative_iwae_bound(x, iw)
     assert loss == bound
     assert summaries == {"gen/elbo": -(kl + rec), "gen/kl_z": kl, "gen/rec": rec}
+    torch.manual_seed(2)
+    assert model(x) == (loss, summaries)  # forward
     if iw == 1:
         torch.testing.assert_close(loss, -summaries["gen/elbo"])
     else:

@@ -123,6 +123,10 @@ class VAE(nn.Module):
             loss, kl, rec = self.negative_iwae_bound(x, self.iw, *y)
         return loss, {"gen/elbo": -(kl + rec), "gen/kl_z": kl, "gen/rec": rec}
 
+    def forward(self, *batch):
+        """loss(*batch), so that the model can be called, also by DistributedDataParallel: model(*batch)."""
+        return self.loss(*batch)
+
     # Sampling, reconstruction, and the use of the latent units
 
     def sample_z(self, n):

@@ -1,8 +1,10 @@
 """The device of a run, and the versions and commit of its code."""
 
 import datetime
+import hashlib
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ def environment(device):
         "torch": torch.__version__,
         "numpy": np.__version__,
         "commit": git_commit(),
+        "code": code_digest(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -46,3 +49,13 @@ def git_commit():
         return subprocess.check_output(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def code_digest():
+    """A digest of the code of this process: of the package, and of the script that was started."""
+    files = sorted(Path(__file__).parent.parent.rglob("*.py"))
+    script = Path(sys.argv[0])
+    digest = hashlib.sha256()
+    for path in [*files, *([script] if script.suffix == ".py" and script.is_file() else [])]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]

@@ -50,7 +50,8 @@ def read(folders):
         model, configuration    such as 'vae' and 'vae_z=10_iw=05'
         step, data, precision   the step of the weights; the data set's name and numbers of images; --precision
         runs, seeds             of the runs, in order
-        made                    the devices, versions of torch, commits and days of the runs, as far as they are known
+        made                    the devices, days, versions of torch, commits, and digests of the code, as far as they
+                                are known
         seconds                 of training, of each run
         results                 {'test nelbo': {'mean', 'se', 'values'}}: mean and standard error over the runs; se is
                                 None if there is one run; in values, None stands for a run without that number
@@ -92,7 +93,8 @@ def configuration_of(record):
     numbers = means(record["results"])
     if not all(abs(value) < 1e100 for value in numbers.values()):  # so that its square is finite, too
         raise ValueError("a number in it is not finite")
-    made = {"day": str(trained.get("date"))[:10]} | {key: trained.get(key) for key in ("device", "torch", "commit")}
+    made = {key: trained.get(key) for key in ("device", "torch", "commit", "code")}
+    made["day"] = str(trained.get("date"))[:10]
     own = {"run": int(flags["run"]), "seed": int(flags["seed"]), "seconds": trained.get("seconds")}
     return about, own | {"numbers": numbers, "made": made}
 
@@ -161,6 +163,9 @@ FIRST_ROWS = {  # the first rows of a table, above its numbers
     "steps": lambda of: f"{of['step']:,}",
     "data": lambda of: of["data"],
     "precision": lambda of: of["precision"] or "",
+    # Shown if the runs of a configuration differ in it.
+    "torch": lambda of: ", ".join(of["made"].get("torch", [])),
+    "code": lambda of: ", ".join(of["made"].get("code", [])),
 }
 
 
@@ -181,7 +186,8 @@ def numbers_of(configurations):
 def table(configurations):
     """A Markdown table: a column for each configuration, a row for each number, in nats unless it says otherwise."""
     head = ["mean ± standard error over the runs", *(of["configuration"] for of in configurations)]
-    about = [[what, *map(row, configurations)] for what, row in FIRST_ROWS.items()]
+    rows = ["runs", "seeds", "steps", "data", "precision", *mixed(configurations)]
+    about = [[what, *map(FIRST_ROWS[what], configurations)] for what in rows]
     numbers = [[printed_name(name), *(cell(of, name) for of in configurations)] for name in numbers_of(configurations)]
     return markdown([head, *about, *numbers])
 
@@ -208,9 +214,14 @@ def differing(configurations):
     return [what for what in ("steps", "data", "precision") if len(set(map(FIRST_ROWS[what], configurations))) > 1]
 
 
+def mixed(configurations):
+    """In which of torch and code do the runs of one of the configurations differ? A list of these words."""
+    return [what for what in ("torch", "code") if any(len(of["made"].get(what, [])) > 1 for of in configurations)]
+
+
 def table_by(configurations, number):
     """A Markdown table: a row for each configuration, a column for each number, this one first."""
-    about = ["runs", *differing(configurations)]
+    about = ["runs", *differing(configurations), *mixed(configurations)]
     numbers = [number, *(name for name in numbers_of(configurations) if name != number)]
     rows = [
         [of["configuration"], *(FIRST_ROWS[what](of) for what in about), *(cell(of, name) for name in numbers)]
