@@ -1,0 +1,46 @@
+"""A trial of a new model before its training, so that an error in it does not come hours later, at a checkpoint."""
+
+import contextlib
+
+import torch
+
+from codebase import evaluate
+from codebase.errors import InputError, NonFiniteError
+
+
+def try_out(model, batches, draw, splits):
+    """Compute the loss of one batch and the bounds of two images, and draw the pictures, as a training does later.
+
+    The arguments are as in run.train_or_load. The model and the random numbers are as before. InputError if the loss or
+    the weights are not what the training expects; other errors are those of the model's own code.
+    """
+    with evaluate.evaluating(model):
+        check_loss(model.loss(*next(batches(0))))
+        for key, value in model.state_dict().items():
+            if not isinstance(value, torch.Tensor):
+                raise InputError(f"the model's state_dict must hold tensors only; {key} is a {type(value).__name__}.")
+        for split in splits.values():
+            two = tuple(rows[:2] for rows in split)
+            with contextlib.suppress(NonFiniteError):  # the training may make them finite
+                evaluate.elbo(model, two), evaluate.iwae(model, two, [2])
+            evaluate.latent_units(model, two)
+        draw(None, None)
+
+
+def check_loss(result):
+    """InputError if this is not what model.loss should return: (a scalar tensor, {tag: scalar tensor})."""
+    must = "model.loss must return a pair, (scalar tensor, {tag: scalar tensor})"
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        raise InputError(f"{must}; it returned {described(result)}.")
+    for name, value in {"the loss": result[0], **result[1]}.items():
+        if not (isinstance(value, torch.Tensor) and value.shape == ()):
+            raise InputError(f"{must}; {name} is {described(value)}.")
+
+
+def described(value):
+    """In words: 'a tensor of shape (100,)', 'a float'."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(described(each) for each in value)})"
+    return f"a {type(value).__name__}"

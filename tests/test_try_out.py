@@ -1,0 +1,83 @@
+"""The trial of a model before its training: every error in a model of one's own is known at the start."""
+
+import pytest
+import torch
+from torch import nn
+
+from codebase.models.vae import VAE
+from codebase.runs.try_out import check_loss
+
+ONE = torch.ones(())
+
+
+@pytest.mark.parametrize(
+    ("result", "complaint"),
+    [
+        (ONE, "it returned a tensor of shape ()"),
+        ((ONE, ONE), "it returned (a tensor of shape (), a tensor of shape ())"),
+        ((ONE, {}, {}), "it returned (a tensor of shape (), a dict, a dict)"),
+        (None, "it returned a NoneType"),
+        ((torch.ones(100), {}), "the loss is a tensor of shape (100,)"),
+        ((1.0, {}), "the loss is a float"),
+        ((ONE, {"a": ONE, "gen/x": torch.ones(3, 1)}), "gen/x is a tensor of shape (3, 1)"),
+        ((ONE, {"gen/x": 2.0}), "gen/x is a float"),
+    ],
+)
+def test_a_loss_that_is_none_ends_the_run_before_its_first_step(vae, folders, monkeypatch, result, complaint):
+    monkeypatch.setattr(VAE, "loss", lambda model, x: result)
+    code, _, err = vae()
+    assert code == 2
+    assert f"model.loss must return a pair, (scalar tensor, {{tag: scalar tensor}}); {complaint}." in err
+    assert not list(folders()[0].glob("*.pt"))
+
+
+def test_a_loss_as_it_should_be():
+    assert check_loss((ONE, {})) is None
+    assert check_loss((ONE, {"a": ONE.double()})) is None
+
+
+@pytest.mark.parametrize("name", ["elbo_terms", "log_weights", "latent_units", "mean_x", "reconstruct"])
+def test_an_error_in_a_method_that_is_used_later_comes_at_once(vae, folders, monkeypatch, name):
+    """Also with --train 1, where the IWAE bounds are computed only in an evaluation."""
+    losses = []
+
+    def wrong(*args):
+        raise ValueError("my mistake")
+
+    loss = VAE.loss
+    monkeypatch.setattr(VAE, "loss", lambda model, x: losses.append(torch.is_grad_enabled()) or loss(model, x))
+    monkeypatch.setattr(VAE, name, wrong)
+    with pytest.raises(ValueError, match="my mistake"):
+        vae("--z", 3)
+    assert losses in ([False], [])
+
+
+def test_weights_that_are_no_tensors_cannot_be_saved(vae, monkeypatch):
+    monkeypatch.setattr(VAE, "get_extra_state", lambda model: {"a": 1}, raising=False)
+    code, _, err = vae()
+    assert code == 2
+    assert "the model's state_dict must hold tensors only; _extra_state is a dict." in err
+
+
+def test_the_trial_changes_nothing(vae, folders, monkeypatch):
+    """Weights and curves are those of a training without it, also of a model with BatchNorm."""
+    made = VAE.__init__
+
+    def with_batch_norm(model, *args, **how):
+        made(model, *args, **how)
+        model.enc = nn.Sequential(nn.Linear(model.x_dim, 9), nn.BatchNorm1d(9), nn.Linear(9, 2 * model.z_dim))
+
+    monkeypatch.setattr(VAE, "__init__", with_batch_norm)
+    found = []
+    for _ in ("tried", "not tried"):
+        assert vae("--overwrite", 1)[0] == 0
+        found.append(torch.load(folders()[0] / "model-00030.pt", weights_only=True))
+        monkeypatch.setattr("codebase.runs.run.try_out", lambda *args: None)
+    assert all(a.equal(b) for a, b in zip(found[0].values(), found[1].values(), strict=True))
+
+
+def test_a_resumed_run_is_not_tried(vae, monkeypatch):
+    """Its pictures would be of the untrained model."""
+    assert vae("--iter_max", 20)[0] == 0
+    monkeypatch.setattr("codebase.runs.run.try_out", None)
+    assert vae("--iter_max", 30, "--resume", 1)[0] == 0
