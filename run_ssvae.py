@@ -74,10 +74,11 @@ def draw(run, model, splits, labelled, writer, step):
     tiles = data.scaled(x_test[worst.flatten()]) * there.unsqueeze(1)
     legend = "row = true digit, column = predicted digit; the most confident such mistake, black if there is none"
     save_grid(run, "mistakes", tiles, writer, step, len(worst), legend)
-    for name, (x, y) in labelled.items() if writer is not None else ():
+    for name, (x, y) in labelled.items():
         percent, confusion = evaluate.accuracy(log_q if name == "test" else evaluate.classify(model, x), y)
-        writer.add_scalar(f"{name}/acc", percent.mean / 100, step)
-        writer.add_text(f"{name}/confusion", f"accuracy {percent} %\n\n{confusion_table(confusion)}", step)
+        if writer is not None:
+            writer.add_scalar(f"{name}/acc", percent.mean / 100, step)
+            writer.add_text(f"{name}/confusion", f"accuracy {percent} %\n\n{confusion_table(confusion)}", step)
 
 
 if __name__ == "__main__":

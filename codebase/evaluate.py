@@ -174,11 +174,10 @@ def mistakes(log_q, y):
     return worst
 
 
-def latent_units(model, split):
-    """How much the dimensions of z are used on a split: {'active', 'units', 'kl'}.
+def posterior_means(model, split):
+    """For each image and each dimension of z, {'mean': E[z|x], 'kl': its KL in nats}, each (N, D).
 
-    A unit is active if its posterior mean varies with the image: Var_x(E[z_u|x]) > 0.01 (Burda et al. 2016, section
-    5). 'kl' lists each unit's KL in nats, averaged over images, or is None if there is no closed form.
+    Without 'kl' if it has no closed form.
     """
 
     def units(x, *y):
@@ -186,7 +185,16 @@ def latent_units(model, split):
         return {"mean": mean} if kl is None else {"mean": mean, "kl": kl}
 
     with evaluating(model):
-        of_images = each_chunk(units, split, chunk_size(split[0], model.labels_per_image))
-    means = of_images["mean"]  # (B, D)
+        return each_chunk(units, split, chunk_size(split[0], model.labels_per_image))
+
+
+def latent_units(model, split):
+    """How much the dimensions of z are used on a split: {'active', 'units', 'kl'}.
+
+    A unit is active if its posterior mean varies with the image: Var_x(E[z_u|x]) > 0.01 (Burda et al. 2016, section
+    5). 'kl' lists each unit's KL in nats, averaged over images, or is None if there is no closed form.
+    """
+    of_images = posterior_means(model, split)
+    means = of_images["mean"]  # (N, D)
     kl = of_images["kl"].mean(0).tolist() if "kl" in of_images else None
     return {"active": int((means.var(0, correction=0) > 0.01).sum()), "units": means.shape[1], "kl": kl}

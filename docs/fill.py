@@ -11,6 +11,7 @@ stands for the configuration with the most steps. With a step, as in "vae_z=10 s
 """
 
 import argparse
+import fnmatch
 import json
 import math
 import re
@@ -139,6 +140,13 @@ def made(configuration):
 def table(*configurations):
     """A table of the means ± standard errors of these configurations."""
     return f"\n\n{tables.table([RUNS[configuration] for configuration in configurations])}\n\n"
+
+
+def best_first(pattern, number, step):
+    """A table of the configurations of so many steps whose names match a shell pattern, best first by a number."""
+    names = fnmatch.filter((key for key in RUNS if key.endswith(f" step={step}")), f"{pattern} step=*")
+    chosen = tables.best_first([RUNS[name] for name in names], number)
+    return f"\n\n{tables.table_by(chosen, number)}\n\n"
 
 
 def paired(a, b):

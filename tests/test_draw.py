@@ -21,7 +21,7 @@ class ShowsZ(VAE):
 
     def __init__(self, d=3):
         super().__init__(d, x_dim=d, enc=nn.Identity(), dec=nn.Identity())
-        self.size = torch.arange(1.0, d + 1)
+        self.size = nn.Parameter(torch.arange(1.0, d + 1))
 
     def posterior(self, x):
         m = self.size * (2 * x - 1)
@@ -125,6 +125,45 @@ def test_posterior_means_of_two_classes(tmp_path):
     legend = [pixels[12 + 11 * c, 12] for c in (0, 1)]
     assert (np.array(points) == np.array(legend)).all()
     assert (points[0] != points[1]).any()
+
+
+def test_a_point_that_is_not_finite_is_left_out():
+    finite = torch.tensor([[1.0, 2.0], [-1.0, 0.5]])
+    both = torch.cat([finite, torch.tensor([[torch.nan, 0.0], [1.0, torch.inf]])])
+    assert draw.scatter(both, torch.arange(4), 4).equal(draw.scatter(finite, torch.arange(2), 4))
+    assert draw.scatter(both[2:], None, 0).shape == (3, draw.PLOT, draw.PLOT)
+
+
+class ShowsLabels(ShowsZ):
+    """With labels y (..., 3), E[x|y, z] shows the label in its first three pixels, and z in the others."""
+
+    def __init__(self):
+        super().__init__(6)
+
+    def posterior(self, x, y):
+        return super().posterior(x)
+
+    def latent_units(self, x, y):
+        return VAE.latent_units(self, x, y)
+
+    def mean_x(self, z, y):
+        return torch.cat([y.expand(*z.shape[:-1], 3), super().mean_x(z)[..., 3:]], dim=-1)
+
+
+def test_labels_of_the_latent_pictures(tmp_path):
+    """An interpolation is within one class, in the order of the classes; the traversal has the first image's label."""
+    classes = torch.tensor([2, 0, 1, 0, 2])
+    x, y = images(5, 6), torch.eye(3)[classes]
+    run = SimpleNamespace(data=SimpleNamespace(shape=(1, 1, 6)), logs=tmp_path)
+    with torch.no_grad():
+        draw.draw_latent(run, ShowsLabels(), {"subset": (x, y), "test": (x, y)}, None, None)
+    labels = {}
+    for name in ("interpolations", "traversal"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            pixels = np.asarray(picture)[1::2, 1:, 0]
+        labels[name] = pixels.reshape(len(pixels), -1, 7)[..., :3].argmax(-1)
+    assert labels["interpolations"][:, 1:-1].tolist() == [[c] * draw.COLUMNS for c in (0, 1, 2)]
+    assert labels["traversal"].tolist() == [[2] * draw.COLUMNS] * 6
 
 
 def test_a_mixture_has_these_pictures_too(tmp_path):

@@ -59,6 +59,18 @@ def test_mean_and_standard_error_over_the_runs_of_one_configuration(script, log)
     )
 
 
+def test_runs_from_before_a_flag_existed_are_in_the_same_column(script, log):
+    """They have the same name, so the new flag has its default. Another value of a flag that both know differs."""
+    log("vae_z=10", 0, 1.0, experiment={"z": 10, "seed": 0})
+    log("vae_z=10", 1, 2.0, experiment={"z": 10, "seed": 1, "hidden": 300})
+    log("vae_z=10", 2, 6.0, experiment={"z": 10, "seed": 2, "hidden": 300, "validation": 0})
+    _, out, _ = script("report.py")
+    assert "| subset NELBO | 3.00 ± 1.53 |" in out
+    log("vae_z=10", 3, 6.0, experiment={"z": 10, "seed": 3, "hidden": 200})
+    _, out, _ = script("report.py")
+    assert "| runs | 3 | 1 |" in out
+
+
 def test_runs_of_different_code_are_named(script, log):
     """They are in one column, and the table says so; a column of one code alone does not."""
     for run, code in enumerate(("aaaa", "bbbb", "aaaa")):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import contents, curves, same, weights
 from torch import nn
 
 from codebase.models.vae import VAE
@@ -45,11 +46,11 @@ def test_an_error_in_a_method_that_is_used_later_comes_at_once(vae, folders, mon
         raise ValueError("my mistake")
 
     loss = VAE.loss
-    monkeypatch.setattr(VAE, "loss", lambda model, x: losses.append(torch.is_grad_enabled()) or loss(model, x))
+    monkeypatch.setattr(VAE, "loss", lambda model, x: losses.append(x) or loss(model, x))
     monkeypatch.setattr(VAE, name, wrong)
     with pytest.raises(ValueError, match="my mistake"):
         vae("--z", 3)
-    assert losses in ([False], [])
+    assert len(losses) <= 1  # no step of the training
 
 
 def test_weights_that_are_no_tensors_cannot_be_saved(vae, monkeypatch):
@@ -60,20 +61,51 @@ def test_weights_that_are_no_tensors_cannot_be_saved(vae, monkeypatch):
 
 
 def test_the_trial_changes_nothing(vae, folders, monkeypatch):
-    """Weights and curves are those of a training without it, also of a model with BatchNorm."""
-    made = VAE.__init__
+    """Weights and curves are those of a training without it, also of a model with BatchNorm and a counter."""
+    made, loss = VAE.__init__, VAE.loss
 
-    def with_batch_norm(model, *args, **how):
+    def with_buffers(model, *args, **how):
         made(model, *args, **how)
         model.enc = nn.Sequential(nn.Linear(model.x_dim, 9), nn.BatchNorm1d(9), nn.Linear(9, 2 * model.z_dim))
+        model.register_buffer("losses", torch.zeros(()))
 
-    monkeypatch.setattr(VAE, "__init__", with_batch_norm)
+    def counting(model, x):
+        model.losses += 1
+        return loss(model, x)
+
+    monkeypatch.setattr(VAE, "__init__", with_buffers)
+    monkeypatch.setattr(VAE, "loss", counting)
     found = []
     for _ in ("tried", "not tried"):
         assert vae("--overwrite", 1)[0] == 0
-        found.append(torch.load(folders()[0] / "model-00030.pt", weights_only=True))
+        checkpoints, logs = folders()
+        found.append((weights(checkpoints, 30), curves(logs)))
         monkeypatch.setattr("codebase.runs.run.try_out", lambda *args: None)
-    assert all(a.equal(b) for a, b in zip(found[0].values(), found[1].values(), strict=True))
+    assert same(found[0][0], found[1][0])
+    assert found[0][0]["losses"] == 30
+    assert found[0][1] == found[1][1]
+
+
+def test_a_trial_that_fails_leaves_no_file(vae, folders, monkeypatch):
+    assert vae()[0] == 0
+    _, logs = folders()
+    before = contents(logs)
+    monkeypatch.setattr(VAE, "loss", lambda model, x: None)
+    assert vae("--overwrite", 1)[0] == 2
+    assert contents(logs) == before
+
+
+def test_a_loss_with_a_gradient_in_it(vae, monkeypatch):
+    loss = VAE.loss
+
+    def penalised(model, x):
+        x = x.clone().requires_grad_()
+        value, terms = loss(model, x)
+        (slope,) = torch.autograd.grad(value, x, create_graph=True)
+        return value + slope.square().sum(), terms
+
+    monkeypatch.setattr(VAE, "loss", penalised)
+    assert vae("--iter_max", 2)[0] == 0
 
 
 def test_a_resumed_run_is_not_tried(vae, monkeypatch):

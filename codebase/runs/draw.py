@@ -52,10 +52,9 @@ def draw_latent(run, model, splits, writer, step):
     prior. The rows are the units of largest KL; without a closed form of the KL, those whose posterior means vary most.
     If z has two dimensions, manifold.png and posterior.png take the place of the traversal; see draw_plane.
     """
+    draws = model.sample_z(PRIOR_DRAWS)  # (PRIOR_DRAWS, D)
     x, *y = splits["subset"]
     x = scaled(x) if x.dtype == torch.uint8 else x
-    draws = model.sample_z(PRIOR_DRAWS)  # (PRIOR_DRAWS, D)
-    means, kl = model.latent_units(x, *y)  # (n, D)
     y = model.labels(x, *y)
     z = model.posterior(x, *y)[0]  # (n, D)
 
@@ -71,13 +70,15 @@ def draw_latent(run, model, splits, writer, step):
     if z.shape[1] == 2:
         draw_plane(run, model, splits["test"], draws, y, writer, step)
         return
-    units = (means.var(0) if kl is None else kl.mean(0)).argsort(descending=True)[:ROWS]
+    used = evaluate.posterior_means(model, splits["subset"])  # (n, D)
+    units = used["kl"].mean(0) if "kl" in used else used["mean"].var(0, correction=0)
+    units = units.argsort(descending=True)[:ROWS]
     values = draws.mean(0) + torch.linspace(-3, 3, COLUMNS, device=z.device)[:, None] * draws.std(0)  # (COLUMNS, D)
     changed = z[0].repeat(len(units), COLUMNS, 1)
     for row, unit in enumerate(units):
         changed[row, :, unit] = values[:, unit]
-    rows = ", ".join(map(str, units.tolist()))
-    legend = f"row = unit {rows} of z, column = its value from -3 to 3 sd of the prior; the others as in a test image"
+    rows = ", ".join(f"z_{unit + 1}" for unit in units.tolist())
+    legend = f"rows: {rows}, each from -3 to 3 standard deviations of the prior; the other units as in a test image"
     save_grid(run, "traversal", model.mean_x(changed, *y), writer, step, COLUMNS, legend)
 
 
@@ -106,25 +107,27 @@ def draw_plane(run, model, test, draws, y, writer, step):
     z = torch.stack([z_1.expand(20, 20), z_2.flip(0)[:, None].expand(20, 20)], dim=-1)  # (row, column, 2)
     legend = "z_1 increases to the right, z_2 upwards: the 2.5 %, 7.5 %, ..., 97.5 % quantiles of the prior"
     save_grid(run, "manifold", model.mean_x(z, *y), writer, step, description=legend)
-    size = evaluate.chunk_size(test[0], model.labels_per_image)
-    means = evaluate.each_chunk(lambda *images: {"z": model.latent_units(*images)[0]}, test, size)["z"]
-    picture = scatter(means.cpu(), run.data.y_test, run.data.classes)
+    means = evaluate.posterior_means(model, test)["mean"].cpu()
+    picture = scatter(means, run.data.y_test, run.data.classes)
     save_picture(run, "posterior", picture, writer, step, "posterior means of the test images, coloured by class")
 
 
 def scatter(points, labels, classes):
     """A plot of points (n, 2) with its axes: the first coordinate increases to the right, the second upwards.
 
-    labels: (n,), which give the colours if there are classes. Returns a picture, (3, PLOT, PLOT) in [0, 1].
+    labels: (n,), which give the colours if there are classes. Points that are not finite are left out. Returns a
+    picture, (3, PLOT, PLOT) in [0, 1].
     """
+    finite = points.isfinite().all(1)
+    points, labels = points[finite], labels[finite] if classes else torch.zeros(int(finite.sum()))
     picture = Image.new("RGB", (PLOT, PLOT), "white")
     pen = ImageDraw.Draw(picture)
-    middle, largest = PLOT / 2, max(points.abs().max().item(), 1e-9)
+    middle, largest = PLOT / 2, max([1e-9, *points.abs().flatten().tolist()])
     unit = 0.93 * middle / largest  # pixels
     pen.line([(0, middle), (PLOT, middle)], "lightgrey")
     pen.line([(middle, 0), (middle, PLOT)], "lightgrey")
     colours = [f"hsv({360 * c // classes}, 90%, {90 - 30 * (c % 2)}%)" for c in range(classes)]
-    for (z_1, z_2), c in zip(points.tolist(), labels.tolist() if classes else [0] * len(points), strict=True):
+    for (z_1, z_2), c in zip(points.tolist(), labels.tolist(), strict=True):
         across, down = middle + unit * z_1, middle - unit * z_2
         pen.rectangle([across, down, across + 1, down + 1], colours[c] if classes else "black")
     tick = 10 ** math.floor(math.log10(largest))

@@ -1,6 +1,7 @@
-"""The device of a run, and the versions and commit of its code."""
+"""The device of a run, and the versions, commit and digest of its code."""
 
 import datetime
+import functools
 import hashlib
 import platform
 import subprocess
@@ -51,6 +52,7 @@ def git_commit():
         return None
 
 
+@functools.cache  # the files may change while the process runs
 def code_digest():
     """A digest of the code of this process: of the package, and of the script that was started."""
     files = sorted(Path(__file__).parent.parent.rglob("*.py"))

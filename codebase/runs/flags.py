@@ -104,7 +104,7 @@ SHARED_FLAGS = [
     Flag("run", 0, whole(0), "number of the run: the same experiment, in another folder and with another seed", False),
     Flag("replicates", 1, whole(1, 10_000), "train this many runs, numbered from --run on; skip finished ones", False),
     Flag("train", 1, (0, 1, 2), "1: train, report the ELBO; 2: also the IWAE bounds; 0: load, report both", False),
-    Flag("full", 0, SWITCH, "1: the IWAE bounds also on the whole test set, which takes longer", False),
+    Flag("full", 0, SWITCH, "1: the IWAE bounds of all test and validation images, which takes longer", False),
     Flag("iw_eval", [1, 10, 100, 1000], sample_counts, "the IWAE bounds to report: numbers of samples", False),
     Flag("device", "auto", ("auto", "cpu", "cuda", "mps"), "where to compute; auto: on a GPU if there is one", False),
     Flag("fast", "auto", ("auto", "0", "1"), FAST, False),

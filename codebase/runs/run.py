@@ -121,7 +121,7 @@ def train_run(run, model, batches, draw, splits):
     optimizer = Adam(model.parameters(), flags.lr)
     experiment = flags.experiment(run.data)
     if not is_resumed(run):
-        try_out(model, batches, draw, splits)
+        try_out(run, model, batches, draw, splits)
     start, seconds_before = start_or_resume(run, model, optimizer, experiment)
     results_before = read_results(run, start)
     log_hparams(run)

@@ -44,9 +44,7 @@ def natural_order(name):
 def read(folders):
     """The configurations of the runs in these folders of logs/, and sentences that say which runs are left out.
 
-    The configurations are in natural order of their names, those of one name by their steps.
-
-    Each configuration is a dict for JSON:
+    Each configuration is a dict for JSON; they are in natural order of their names, those of one name by their steps:
         model, configuration    such as 'vae' and 'vae_z=10_iw=05'
         step, data, precision   the step of the weights; the data set's name and numbers of images; --precision
         runs, seeds             of the runs, in order
@@ -56,28 +54,34 @@ def read(folders):
         results                 {'test nelbo': {'mean', 'se', 'values'}}: mean and standard error over the runs; se is
                                 None if there is one run; in values, None stands for a run without that number
     """
-    found, left_out = {}, []
+    found, left_out = [], []  # found: (about, experiment, {seed: run})
     for path in sorted(Path(folder) / "results.json" for folder in folders):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             if record.get("complete") is not True:
                 left_out.append(f"{path}: not finished")
                 continue
             about, run = configuration_of(record)
             experiment = {k: v for k, v in record.get("experiment", {}).items() if k != "seed"}
-        except FileNotFoundError:
-            left_out.append(f"{path}: not finished, it does not exist yet")
-            continue
         except Exception as error:  # a damaged file can hold anything
             left_out.append(f"{path}: cannot be read ({error!r})")
             continue
-        _, runs = found.setdefault(json.dumps([about, experiment], sort_keys=True), (about, {}))
+        same = (each for each in found if each[0] == about and same_experiment(experiment, each[1]))
+        _, known, runs = next(same, (about, {}, {}))
+        if not runs:
+            found.append((about, known, runs))
+        known.update(experiment)
         if run["seed"] in runs:
             left_out.append(f"{path}: has the same seed as run {runs[run['seed']]['run']}, and is not counted twice")
         else:
             runs[run["seed"]] = run
-    configurations = [over_runs(about, runs.values()) for about, runs in found.values()]
+    configurations = [over_runs(about, runs.values()) for about, _, runs in found]
     return sorted(configurations, key=lambda of: (natural_order(of["configuration"]), of["step"])), left_out
+
+
+def same_experiment(a, b):
+    """Do two runs of one name have the same flags? A flag that an older run does not have is at its default."""
+    return bool(a) == bool(b) and all(a[key] == b[key] for key in a.keys() & b.keys())
 
 
 def configuration_of(record):

@@ -1,6 +1,8 @@
 """A trial of a new model before its training, so that an error in it does not come hours later, at a checkpoint."""
 
 import contextlib
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -8,23 +10,31 @@ from codebase import evaluate
 from codebase.errors import InputError, NonFiniteError
 
 
-def try_out(model, batches, draw, splits):
+def try_out(run, model, batches, draw, splits):
     """Compute the loss of one batch and the bounds of two images, and draw the pictures, as a training does later.
 
-    The arguments are as in run.train_or_load. The model and the random numbers are as before. InputError if the loss or
-    the weights are not what the training expects; other errors are those of the model's own code.
+    The arguments are as in run.train_or_load. Weights, buffers, random numbers and files are as before. InputError if
+    the loss or the weights are not what the training expects; other errors are those of the model's own code.
     """
-    with evaluate.evaluating(model):
-        check_loss(model.loss(*next(batches(0))))
-        for key, value in model.state_dict().items():
-            if not isinstance(value, torch.Tensor):
-                raise InputError(f"the model's state_dict must hold tensors only; {key} is a {type(value).__name__}.")
-        for split in splits.values():
-            two = tuple(rows[:2] for rows in split)
-            with contextlib.suppress(NonFiniteError):  # the training may make them finite
-                evaluate.elbo(model, two), evaluate.iwae(model, two, [2])
-            evaluate.latent_units(model, two)
-        draw(None, None)
+    logs, before = run.logs, [buffer.clone() for buffer in model.buffers()]
+    with evaluate.evaluating(model), tempfile.TemporaryDirectory() as folder:
+        try:
+            with torch.enable_grad():  # a loss may contain a gradient
+                check_loss(model.loss(*next(batches(0))))
+            for key, value in model.state_dict().items():
+                if not isinstance(value, torch.Tensor):
+                    raise InputError(f"the model's state_dict must hold tensors only; {key} is {described(value)}.")
+            for split in splits.values():
+                two = tuple(rows[:2] for rows in split)
+                with contextlib.suppress(NonFiniteError):  # the training may make them finite
+                    evaluate.elbo(model, two), evaluate.iwae(model, two, [2])
+                evaluate.latent_units(model, two)
+            run.logs = Path(folder)
+            draw(None, None)
+        finally:
+            run.logs = logs
+            for buffer, value in zip(model.buffers(), before, strict=True):
+                buffer.copy_(value)
 
 
 def check_loss(result):
