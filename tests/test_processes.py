@@ -309,7 +309,7 @@ def test_one_process_finds_the_bounds_that_two_have_reported(tmp_path, name):
     script.write_text(text.replace("from codebase import", own[0], 1).replace("VAE(z_dim", f"VAE({own[1]}"))
     digits = save_digits(tmp_path / "digits.npz", colour=name == "run_fsvae.py")
     flags = [script if name == "run_vae.py" else name, "--dataset", digits, "--z", 2, "--batch_size", 20]
-    flags += ["--device", "cpu", "--fast", 0, "--full", 1, "--iw_eval", "1,10"]
+    flags += ["--device", "cpu", "--fast", 0, "--full", 1, "--iw_eval", "1,10", "--validation", 40]
     by(2, tmp_path, *flags, "--iter_max", 30, "--train", 2)
     (results,) = tmp_path.glob("logs/*/results.json")
     found = json.loads(results.read_text())
@@ -319,6 +319,7 @@ def test_one_process_finds_the_bounds_that_two_have_reported(tmp_path, name):
     assert " processes" not in again["evaluated"]["device"]
     assert found["results"] == again["results"]
     assert found["results"]["test"]["iwae_10"]["n"] == 120
+    assert found["results"]["validation"]["iwae_10"]["n"] == 40
 
 
 @pytest.mark.slow
