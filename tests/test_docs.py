@@ -16,6 +16,8 @@ import torch
 from conftest import ROOT
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from codebase import data
+from codebase.models.vae import VAE
 from codebase.runs.flags import parse_flags
 
 FILL = runpy.run_path(str(ROOT / "docs" / "fill.py"))
@@ -228,3 +230,30 @@ def test_m1_then_m2(example, extended):
     example("run_vae.py", "--z", 50)
     assert "Test set classification accuracy: " in example("run_m1m2.py", "--z", 3)
     assert list(extended.glob("logs/model=m1m2_gw=1_cw=100_z=3_data=*/samples.png"))
+
+
+def test_another_step_and_optimizer_in_a_run_script(script, digits, tmp_path):
+    """The lines of docs/extending.md in a copy of run_vae.py: its weights are those of clipping and AdamW."""
+    section = DOCUMENTS["extending.md"].partition("## Another training step")[2]
+    step, call = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:2]
+    text = (ROOT / "run_vae.py").read_text()
+    first, last = text.index("        train_or_load("), text.index("        report(run")
+    text = text[:first] + call + text[last:]
+    imports = "from codebase import processes\nfrom codebase.train import Adam\n\n\n"
+    text = text.replace("def main(flags)", f"{imports}{step}\n\ndef main(flags)").replace('("vae"', '("clipped_vae"')
+    (tmp_path / "run_clipped.py").write_text(text)
+    args = ("--dataset", digits, "--z", 3, "--batch_size", 50, "--device", "cpu", "--precision", "highest")
+    code, _, err = script(tmp_path / "run_clipped.py", *args, "--iter_max", 5)
+    assert code == 0, err
+    (path,) = tmp_path.glob("checkpoints/model=clipped_vae_*/model-00005.pt")
+    torch.manual_seed(0)
+    model, images = VAE(z_dim=3), data.load(digits)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01)
+    batches = data.binary_batches(images.x_train, 50, 0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model.loss(*next(batches))[0].backward()
+        assert torch.nn.utils.clip_grad_norm_(model.parameters(), 1) > 1
+        optimizer.step()
+    for key, value in torch.load(path, weights_only=True).items():
+        torch.testing.assert_close(value, model.state_dict()[key], rtol=1e-4, atol=1e-5)

@@ -141,10 +141,12 @@ def test_floats_from_0_to_1_are_images(tmp_path, dtype):
     assert difference.abs().max() <= 0.51 / 255
 
 
-def test_dark_test_images_are_not_binary_if_the_training_images_are_not(tmp_path):
+@pytest.mark.parametrize("order", [1, -1])
+def test_binary_images_beside_others_are_refused(tmp_path, order):
     x = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
-    mine = npz_of_images(tmp_path / "d.npz", x, x % 2)
-    assert mine.x_test.max() == 1
+    with pytest.raises(InputError, match="is of 0 and 1 alone: scale them alike"):
+        npz_of_images(tmp_path / "d.npz", *(x, x % 2)[::order])
+    assert npz_of_images(tmp_path / "d.npz", *(x, 0 * x)[::order]).x_train.max() in (0, 31)  # black ones are images
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_dark_test_images_are_not_binary_if_the_training_images_are_not(tmp_path
 def test_other_values_are_refused_with_the_remedy(tmp_path, x, seen):
     with pytest.raises(InputError, match="must hold uint8 values from 0 to 255, floats from 0 to 1") as error:
         npz_of_images(tmp_path / "v.npz", x.reshape(1, 4, 4), x.reshape(1, 4, 4))
-    assert f"it holds {seen}. Scale the images" in str(error.value)
+    assert f"it holds {seen}. Scale them to one of these ranges." in str(error.value)
 
 
 def test_npz_that_is_none(tmp_path, digits):

@@ -1,7 +1,6 @@
 """An existing run: resumed, overwritten, or not changed; a run that is stopped by a signal or an error."""
 
 import contextlib
-import itertools
 import json
 import re
 import runpy
@@ -198,12 +197,11 @@ def at_step(monkeypatch):
     """at_step(n, numbers): these signals come one after the other while the n-th loss is computed, once."""
 
     def come(n, numbers):
-        loss, steps = VAE.loss, itertools.count(1)
+        loss, pending = VAE.loss, list(numbers)
 
         def loss_with_signals(model, *batch):
-            if torch.is_grad_enabled() and next(steps) == n:  # not in the trial before the training
-                for number in numbers:
-                    signal.raise_signal(number)
+            while pending and model.step == n - 1:
+                signal.raise_signal(pending.pop(0))
             return loss(model, *batch)
 
         monkeypatch.setattr(VAE, "loss", loss_with_signals)

@@ -5,6 +5,7 @@ import torch
 from conftest import contents, curves, same, weights
 from torch import nn
 
+from codebase.errors import InputError
 from codebase.models.vae import VAE
 from codebase.runs.try_out import check_loss
 
@@ -33,8 +34,11 @@ def test_a_loss_that_is_none_ends_the_run_before_its_first_step(vae, folders, mo
 
 
 def test_a_loss_as_it_should_be():
-    assert check_loss((ONE, {})) is None
-    assert check_loss((ONE, {"a": ONE.double()})) is None
+    loss = torch.ones((), requires_grad=True)
+    assert check_loss((loss, {})) is None
+    assert check_loss((loss, {"a": ONE.double()})) is None
+    with pytest.raises(InputError, match="Is it detached"):
+        check_loss((loss.detach(), {}))
 
 
 @pytest.mark.parametrize("name", ["elbo_terms", "log_weights", "latent_units", "mean_x", "reconstruct"])

@@ -32,6 +32,8 @@ def read(path):
     if train.dtype != test.dtype:
         raise InputError(f"{path}: x_train is of {train.dtype} values and x_test of {test.dtype}: use one type.")
     binary = is_binary(train) and is_binary(test)
+    if not binary and any(is_binary(x) and x.max() == 1 for x in (train, test)):
+        raise InputError(f"{path}: only one of x_train and x_test is of 0 and 1 alone: scale them alike.")
     tensors, shapes, classes, checksum = [], [], 0, 0
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays.get(f"y_{part}")
@@ -80,5 +82,5 @@ def as_bytes(x, binary, what):
     seen = f"{x.dtype} from {x.min()} to {x.max()}" if x.dtype.kind in "buif" else str(x.dtype)
     raise InputError(
         f"{what} must hold uint8 values from 0 to 255, floats from 0 to 1, or only 0 and 1; it holds {seen}. "
-        "Scale the images, or convert them with .astype(np.uint8)."
+        "Scale them to one of these ranges."
     )

@@ -133,7 +133,8 @@ def resume(folder, model, optimizer, experiment):
         known = {k: v for k, v in experiment.items() if k in then and v is not None}  # None: the data determine it
         other = [f"--{name} was {then[name]} and is {value}" for name, value in known.items() if then[name] != value]
         if other:
-            raise InputError(f"{path} belongs to a run that began with other flags: {', '.join(other)}.")
+            which = f"{path} belongs to a run that began with other flags: {', '.join(other)}."
+            raise InputError(f"{which} Resume it with those, or begin another run with --run N.")
         fill(model, state["weights"], path)
         optimizer.load_state_dict(state["optimizer"])
         set_random_state(state["random"])

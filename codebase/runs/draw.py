@@ -134,7 +134,7 @@ def scatter(points, labels, classes):
     for i in range(-int(largest / tick), int(largest / tick) + 1):  # numbers along the lower and the right edge
         pen.text((middle + unit * i * tick, PLOT - 12), f"{i * tick:g}", "black")
         pen.text((PLOT - 20, middle - unit * i * tick - 6), f"{i * tick:g}", "black")
-    pen.text((PLOT - 24, middle - 18), "z_1", "black")
+    pen.text((PLOT - 60, middle - 14), "z_1", "black")
     pen.text((middle + 4, 2), "z_2", "black")
     for c, colour in enumerate(colours[:CLASSES]):
         pen.rectangle([8, 8 + 11 * c, 16, 16 + 11 * c], colour)

@@ -38,7 +38,7 @@ def environment(device):
         "torch": torch.__version__,
         "numpy": np.__version__,
         "commit": git_commit(),
-        "code": code_digest(),
+        "code": [code_digest()],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

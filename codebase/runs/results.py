@@ -19,6 +19,7 @@ def read_results(run, step):
         keys = ("flags", "experiment", "step", "trained", "complete", "results")
         kept = {key: record[key] for key in keys if key in record}
         means(kept["results"]), dict(kept.get("experiment", {}))  # raise an error if they hold something else
+        list(kept.get("trained", {}).get("code", []))
         return kept if kept.get("step") == step else {}
     except Exception:  # it may be absent, or damaged; then the numbers are computed again
         return {}

@@ -100,25 +100,25 @@ def open_run(model, flags, images, usual_data="mnist"):
         write_results(run)
 
 
-def train_or_load(run, model, batches, draw, splits=None):
+def train_or_load(run, model, batches, draw, splits=None, optimizer=Adam, step=training_step):
     """Train the model, or with --train 0 load its weights. Draws its pictures.
 
     batches(start): the endless training batches from that step on. draw(writer, step): draws the pictures; writer is
     None if nothing is logged. splits: as data.binary_splits returns them; the negative ELBO of those in ELBO_CURVES is
-    logged at every checkpoint. If there are several processes, all call this function.
+    logged at every checkpoint. optimizer(parameters, lr): makes the optimizer. step: as train.training_step, instead of
+    it. If there are several processes, all call this function.
     """
     if run.flags.train:
-        train_run(run, model, batches, draw, splits or {})
+        train_run(run, model, batches, draw, splits or {}, optimizer(model.parameters(), run.flags.lr), step)
     else:
         load(run, model)
         with evaluate.evaluating(model):
             draw(None, None)
 
 
-def train_run(run, model, batches, draw, splits):
+def train_run(run, model, batches, draw, splits, optimizer, training_step):
     """Train the model as the flags say, and save, log and draw at every checkpoint. Only the first process writes."""
     flags, first = run.flags, processes.rank() == 0
-    optimizer = Adam(model.parameters(), flags.lr)
     experiment = flags.experiment(run.data)
     if not is_resumed(run):
         try_out(run, model, batches, draw, splits)
@@ -155,14 +155,17 @@ def train_run(run, model, batches, draw, splits):
         if start == 0 and first:
             writer.add_start(flags.values())
         own = processes.own_rows(batches(start), flags.seed, start)
-        update, stream, check = choose_update(run, model, optimizer, own, start, bfloat16)
+        plain = partial(training_step, model, optimizer, bfloat16=bfloat16)
+        update, stream, check = choose_update(run, plain, own, start)
         rate = learning_rate(flags.lr, flags.lr_schedule, flags.iter_max, len(run.data.x_train) // flags.batch_size)
         steps = {"start": start, "iter_max": flags.iter_max, "iter_save": flags.iter_save}
         how = {"update": update, "rate": rate, "stop": partial(should_stop, signals)}
         step, seconds = train(model, stream, optimizer, save=save, log=log, **steps, **how)
 
     run.record["step"] = step
-    run.record["trained"] = run.record["evaluated"] | {"steps": step, "seconds": round(seconds_before + seconds, 2)}
+    now = run.record["evaluated"]
+    codes = sorted({*map(str, results_before.get("trained", {}).get("code", [])), *now["code"]})
+    run.record["trained"] = now | {"code": codes, "steps": step, "seconds": round(seconds_before + seconds, 2)}
     if step > start:
         print(f"trained {step - start:,} steps in {seconds:.0f} s, {(step - start) / seconds:.0f} a second", flush=True)
     else:
@@ -175,14 +178,14 @@ def train_run(run, model, batches, draw, splits):
         sys.exit(128 + signals[0])
 
 
-def choose_update(run, model, optimizer, batches, start, bfloat16):
+def choose_update(run, plain, batches, start):
     """The update to train with, the unchanged batches, and check(step), to be called before saving.
 
-    --fast auto depends on --iter_max, not on the remaining steps, so that a resumed run does the same as an
-    uninterrupted one. check(step) raises InputError if the update no longer does what training_step does.
+    plain: partial(training_step, model, optimizer, ...); the update does the same, maybe faster. --fast auto depends on
+    --iter_max, not on the remaining steps, so that a resumed run does the same as an uninterrupted one. check(step)
+    raises InputError if the update no longer does what `plain` does.
     """
     flags = run.flags
-    plain = partial(training_step, model, optimizer, bfloat16=bfloat16)
     wanted = flags.fast == "1" or (flags.fast == "auto" and fast.worth_compiling(run.device, flags.iter_max))
     if not wanted or start >= flags.iter_max:
         return plain, batches, lambda step: None

@@ -99,6 +99,7 @@ def configuration_of(record):
         raise ValueError("a number in it is not finite")
     made = {key: trained.get(key) for key in ("device", "torch", "commit", "code")}
     made["day"] = str(trained.get("date"))[:10]
+    made = {key: value if isinstance(value, list) else [value] for key, value in made.items()}
     own = {"run": int(flags["run"]), "seed": int(flags["seed"]), "seconds": trained.get("seconds")}
     return about, own | {"numbers": numbers, "made": made}
 
@@ -123,7 +124,7 @@ def over_runs(about, runs):
     return about | {
         "runs": [run["run"] for run in runs],
         "seeds": [run["seed"] for run in runs],
-        "made": {what: sorted({str(run["made"][what]) for run in runs} - {"None"}) for what in runs[0]["made"]},
+        "made": {w: sorted({str(each) for run in runs for each in run["made"][w]} - {"None"}) for w in runs[0]["made"]},
         "seconds": [run["seconds"] for run in runs],
         "results": results,
     }

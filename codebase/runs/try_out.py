@@ -19,8 +19,10 @@ def try_out(run, model, batches, draw, splits):
     logs, before = run.logs, [buffer.clone() for buffer in model.buffers()]
     with evaluate.evaluating(model), tempfile.TemporaryDirectory() as folder:
         try:
-            with torch.enable_grad():  # a loss may contain a gradient
+            with torch.enable_grad():
+                model.train()
                 check_loss(model.loss(*next(batches(0))))
+                model.eval()
             for key, value in model.state_dict().items():
                 if not isinstance(value, torch.Tensor):
                     raise InputError(f"the model's state_dict must hold tensors only; {key} is {described(value)}.")
@@ -45,6 +47,8 @@ def check_loss(result):
     for name, value in {"the loss": result[0], **result[1]}.items():
         if not (isinstance(value, torch.Tensor) and value.shape == ()):
             raise InputError(f"{must}; {name} is {described(value)}.")
+    if not result[0].requires_grad:
+        raise InputError("the loss of model.loss does not depend on the model's parameters. Is it detached?")
 
 
 def described(value):
