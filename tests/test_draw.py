@@ -174,7 +174,9 @@ def test_a_mixture_has_these_pictures_too(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"interpolations.png", "manifold.png", "posterior.png"}
 
 
-@pytest.mark.parametrize("name", ["vae", "gmvae", "ssvae", "fsvae"])
+@pytest.mark.parametrize(
+    "name", ["vae", "ssvae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gmvae", "fsvae"))]
+)
 def test_every_script_draws_them(on_digits, folders, fsvae, name):
     call = fsvae if name == "fsvae" else lambda *args: on_digits(f"run_{name}.py", *args)
     assert call("--z", 3, "--iter_max", 2)[0] == 0

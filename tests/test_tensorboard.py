@@ -155,7 +155,9 @@ def test_custom_scalars_groups_the_curves(on_digits, folders):
     }
 
 
-@pytest.mark.parametrize("name", ["run_vae.py", "run_ssvae.py", "run_fsvae.py"])
+@pytest.mark.parametrize(
+    "name", ["run_vae.py", *(pytest.param(f"run_{name}.py", marks=pytest.mark.slow) for name in ("ssvae", "fsvae"))]
+)
 def test_every_picture_has_a_legend(on_digits, fsvae, folders, name):
     flags = ("--z", 2, "--iter_max", 4, "--iter_save", 2)
     fsvae(*flags) if name == "run_fsvae.py" else on_digits(name, *flags)

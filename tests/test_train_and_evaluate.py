@@ -352,7 +352,9 @@ def test_a_file_of_the_homeworks_fsvae_is_evaluated(fsvae, tmp_path, monkeypatch
     assert "Negative IWAE-2: " in out
 
 
-@pytest.mark.parametrize("name", ["vae", "gmvae", "ssvae", "fsvae"])
+@pytest.mark.parametrize(
+    "name", ["vae", "ssvae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gmvae", "fsvae"))]
+)
 def test_validation(on_digits, fsvae, folders, name):
     """In the report, the curves and the name, beside the test set; trained without those images."""
     call = fsvae if name == "fsvae" else partial(on_digits, f"run_{name}.py")
