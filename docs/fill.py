@@ -161,6 +161,19 @@ def paired(a, b):
     return f"\n\n{tables.markdown(cells)}\n\n"
 
 
+def joined(label, *names):
+    """A name, the label, for the runs of several configurations together: parts of a series, which have other seeds."""
+    parts = [RUNS[name] for name in names]
+    common = [name for name in parts[0]["results"] if all(name in part["results"] for part in parts)]
+    results = {name: {"values": [v for part in parts for v in part["results"][name]["values"]]} for name in common}
+    RUNS[label] = {
+        "configuration": label,
+        "seeds": [seed for part in parts for seed in part["seeds"]],
+        "results": results,
+    }
+    return label
+
+
 def every_run(configuration, *names):
     """A table with a row for each run, and these numbers or all."""
     of = RUNS[configuration]
