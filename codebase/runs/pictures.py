@@ -1,6 +1,6 @@
 """Pictures: grids of images, as PNG files and in TensorBoard."""
 
-from functools import partial
+import io
 
 from torchvision.utils import make_grid, save_image
 
@@ -23,9 +23,13 @@ def save_grid(run, name, images, writer=None, step=None, columns=20, description
 def save_picture(run, name, picture, writer=None, step=None, description=""):
     """Write a picture (3, H, W) in [0, 1] to logs/<run>/<name>.png, and to TensorBoard if there is a writer.
 
-    description: its legend in TensorBoard.
+    description: its legend in TensorBoard. If run.logs is None, nothing is written (try_out.py).
     """
+    if run.logs is None:
+        return
+    png = io.BytesIO()
+    save_image(picture, png, format="png")
     run.logs.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.logs / f"{name}.png", partial(save_image, picture, format="png"))
+    write_atomically(run.logs / f"{name}.png", lambda file: file.write(png.getvalue()))
     if writer is not None:
-        writer.add_image(name, picture, step, description)
+        writer.add_image(name, png.getvalue(), picture.shape, step, description)

@@ -56,9 +56,11 @@ class EventFile:
         """A point of a curve. value: a float."""
         self.write(step=step, summary=summary.scalar(tag, value))
 
-    def add_image(self, tag, image, step, description=""):
-        """image: (3, H, W) in [0, 1]. description: its legend, in Markdown."""
-        of_image = summary.image(tag, image)
+    def add_image(self, tag, png, shape, step, description=""):
+        """png: the contents of a PNG file; shape: (3, H, W). description: the legend, in Markdown."""
+        colours, height, width = shape
+        image = Summary.Image(height=height, width=width, colorspace=colours, encoded_image_string=png)
+        of_image = Summary(value=[Summary.Value(tag=tag, image=image)])
         metadata = of_image.value[0].metadata
         metadata.summary_description = description
         metadata.plugin_data.plugin_name = "images"
