@@ -1,6 +1,7 @@
 """Checkpoints: complete or absent, loaded only if they fit, nothing in them executed."""
 
 import io
+import re
 import pickle
 from collections import OrderedDict
 from functools import partial
@@ -260,6 +261,20 @@ def test_a_bit_that_flips_anywhere_is_noticed_or_harmless(begun):
             else:
                 assert same(content, torch.load(io.BytesIO(whole), weights_only=True))
         assert noticed > 35
+
+
+def test_a_tensor_that_is_marked_as_a_folder_is_noticed(begun):
+    """By one bit of the archive's directory, which no checksum covers: PyTorch would not read the tensor at all."""
+    folder, *_ = begun
+    path = folder / "model-00002.pt"
+    whole = path.read_bytes()
+    entries = [match.start() for match in re.finditer(rb"PK\x01\x02", whole)]
+    assert len(entries) > 10
+    for entry in entries:
+        attributes = entry + 38  # of the external file attributes in an entry of the directory
+        path.write_bytes(whole[:attributes] + bytes([whole[attributes] ^ 0x10]) + whole[attributes + 1 :])
+        with pytest.raises(InputError, match=r"model-00002.pt cannot be read: .* is marked as a folder"):
+            checkpoints.read(path)
 
 
 def test_another_number_of_components_is_named(tmp_path):

@@ -78,8 +78,11 @@ def read(path):
             if zipfile.is_zipfile(path):  # PyTorch's format; it does not check the checksums
                 with zipfile.ZipFile(path) as archive:
                     damaged = archive.testzip()
+                    folders = [each.filename for each in archive.infolist() if each.external_attr & 0x10]
                 if damaged:
                     raise ValueError(f"the checksum of {damaged} is wrong")
+                if folders:  # PyTorch would leave these tensors unread, with whatever is in their memory
+                    raise ValueError(f"{folders[0]} is marked as a folder")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # PyTorch's own message says how to read the file unsafely
         call = re.search(r"GLOBAL (\S+)", str(error))
