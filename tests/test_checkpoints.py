@@ -1,8 +1,8 @@
 """Checkpoints: complete or absent, loaded only if they fit, nothing in them executed."""
 
 import io
-import re
 import pickle
+import re
 from collections import OrderedDict
 from functools import partial
 
