@@ -464,7 +464,7 @@ def test_csv_has_a_line_for_each_number_of_each_run(script, log, tmp_path):
 # A reader that closes the pipe
 
 
-@pytest.mark.parametrize(("configurations", "args"), [(1, ()), (300, ("--json",))])
+@pytest.mark.parametrize(("configurations", "args"), [(1, ()), pytest.param(300, ("--json",), marks=pytest.mark.slow)])
 def test_a_closed_pipe_is_no_error(log, tmp_path, configurations, args):
     """As in `| head -1`, for an output that a pipe holds, and for one that is more. The file is complete."""
     for i in range(configurations):

@@ -6,6 +6,7 @@ import sys
 from functools import partial
 
 import numpy as np
+import pytest
 from conftest import ROOT, contents, same, weights
 
 from codebase.runs import environment
@@ -34,6 +35,7 @@ def test_replicates_are_the_runs_that_they_would_be_alone(vae, tmp_path):
     assert [json.loads(path.read_text())["results"]["test"]["nelbo"]["mean"] for path in results_of(tmp_path)] == means
 
 
+@pytest.mark.slow
 def test_a_series_goes_on_where_it_was_interrupted(vae, tmp_path, monkeypatch):
     """The first run finished, the second stopped after step 4 of 6, the third not begun: as if never interrupted."""
     vae = partial(vae, "--iter_save", 4, "--batch_size", 20)

@@ -89,7 +89,7 @@ def test_colour_images_of_any_size_and_number_of_classes_in_the_ssvae(run, image
     assert size(logs / "mistakes.png") == (classes * (width + 1) + 1, classes * (height + 1) + 1)
 
 
-@pytest.mark.parametrize("name", ["run_vae.py", "run_gmvae.py"])
+@pytest.mark.parametrize("name", ["run_vae.py", pytest.param("run_gmvae.py", marks=pytest.mark.slow)])
 def test_32_x_32_colour_images_without_labels(run, images, name):
     """Bernoulli on the values of each colour: binarised ones, of which the reconstructions are."""
     out, record, logs = run(name, images((32, 32, 3), 0), "--z", 2)

@@ -132,7 +132,7 @@ def test_a_test_set_of_one_image(vae, digits, folders):
     assert json.loads(text, parse_constant=pytest.fail)["results"]["test"]["nelbo"]["se"] is None
 
 
-@pytest.mark.parametrize("iw", [1, 5])
+@pytest.mark.parametrize("iw", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_the_gmvae_trains_resumes_and_evaluates(on_digits, folders, iw):
     gmvae = partial(on_digits, "run_gmvae.py", "--z", 2, "--k", 7, "--iw", iw)
     assert gmvae()[0] == 0
