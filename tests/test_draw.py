@@ -175,7 +175,7 @@ def test_a_mixture_has_these_pictures_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["vae", "ssvae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gmvae", "fsvae"))]
+    "name", ["vae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gmvae", "ssvae", "fsvae"))]
 )
 def test_every_script_draws_them(on_digits, folders, fsvae, name):
     call = fsvae if name == "fsvae" else lambda *args: on_digits(f"run_{name}.py", *args)

@@ -65,7 +65,9 @@ def test_weights_of_the_loss_are_any_numbers_from_0_on(on_digits, folders, gw, c
     assert folders()[0].name.startswith(f"model=ssvae_{name}_data=digits-")
 
 
-@pytest.mark.parametrize("model", ["vae", "gmvae", "ssvae", "fsvae"])
+@pytest.mark.parametrize(
+    "model", ["vae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gmvae", "ssvae", "fsvae"))]
+)
 def test_hidden_is_the_width_of_every_hidden_layer(on_digits, folders, monkeypatch, model):
     monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
     assert on_digits(f"run_{model}.py", "--hidden", 7, "--iter_max", 2)[0] == 0
@@ -75,6 +77,7 @@ def test_hidden_is_the_width_of_every_hidden_layer(on_digits, folders, monkeypat
     assert model != "ssvae" or {len(state[f"cls.net.{layer}.bias"]) for layer in (0, 2)} == {7}
 
 
+@pytest.mark.slow
 def test_flags_of_the_fsvae_reach_its_model_its_checkpoints_and_its_name(fsvae, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
     assert fsvae("--z", 2, "--iw", 5, "--iter_max", 5, "--iter_save", 1, "--batch_size", 20)[0] == 0

@@ -111,6 +111,7 @@ def test_small_grey_images_of_two_classes(run, images):
     assert "| **1** |" in out
 
 
+@pytest.mark.slow
 def test_many_classes(run, images, monkeypatch):
     """No table, and pictures of the first fifty, where there are more classes than can be looked at."""
     monkeypatch.setattr(judge, "GENERATED", 2)

@@ -107,6 +107,7 @@ def test_hparams_of_a_file_of_weights(vae, hparams, folders, tmp_path):
     assert (rows[other.name][1], without_group(rows[other.name][2])) == expected(other)
 
 
+@pytest.mark.slow
 def test_hparams_of_a_resumed_run_and_of_one_that_was_stopped(vae, hparams, folders, monkeypatch):
     """Numbers of earlier weights are not shown any more when the training goes on."""
     vae("--z", 2, "--iter_max", 20)
@@ -136,6 +137,7 @@ def values(logs):
     return [value for event in events for value in event.summary.value]
 
 
+@pytest.mark.slow
 def test_custom_scalars_groups_the_curves(on_digits, folders):
     """The layout is written once, also if the run is resumed and evaluated. A chart is a regular expression of tags."""
     ssvae = ("run_ssvae.py", "--z", 2, "--iter_save", 4)

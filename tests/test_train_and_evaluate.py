@@ -314,6 +314,7 @@ def test_the_fsvae_trains_resumes_and_evaluates(fsvae, folders, tmp_path):
     assert generated[0] in out
 
 
+@pytest.mark.slow
 def test_the_twenty_styles_are_the_same_throughout_training(fsvae, folders, monkeypatch):
     """With a learning rate of next to nothing the model stays as it is, and so does its picture."""
     monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
@@ -353,7 +354,7 @@ def test_a_file_of_the_homeworks_fsvae_is_evaluated(fsvae, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "name", ["vae", "ssvae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gmvae", "fsvae"))]
+    "name", ["vae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gmvae", "ssvae", "fsvae"))]
 )
 def test_validation(on_digits, fsvae, folders, name):
     """In the report, the curves and the name, beside the test set; trained without those images."""
