@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from crc32c import crc32c
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from torchvision.datasets import SVHN
 
-from codebase import judge
+from codebase import evaluate, judge
 from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
@@ -27,6 +29,7 @@ from codebase.utils import log_mean_exp, log_normal
 ROOT = Path(__file__).parent.parent
 
 torch.set_num_threads(1)  # the models here are small: several threads would be slower
+pywrap_tensorflow.crc32c = crc32c  # TensorBoard's own function is in Python, and slow
 
 # Older versions of PyTorch do not compile loss.backward().
 COMPILED = "compiled, ready" if hasattr(torch._dynamo.config, "trace_autograd_ops") else "its loss compiled, ready"
@@ -144,7 +147,13 @@ def with_usual(script, usual, name, *args):
 
 
 @pytest.fixture
-def on_digits(script, digits):
+def few_draws(monkeypatch):
+    """The reports of run scripts average the ELBO over two draws of z instead of ten, which takes less time."""
+    monkeypatch.setattr(evaluate, "ELBO_SAMPLES", 2)
+
+
+@pytest.fixture
+def on_digits(script, digits, few_draws):
     """on_digits('run_vae.py', '--z', 2, ...): small digits, 30 steps, a checkpoint every 20, unless told otherwise."""
     usual = {"--dataset": digits, "--iter_max": 30, "--iter_save": 20, "--batch_size": 50, "--device": "cpu"}
     return partial(with_usual, script, usual)
@@ -156,7 +165,7 @@ def vae(on_digits):
 
 
 @pytest.fixture
-def fsvae(script, colour_digits, monkeypatch):
+def fsvae(script, colour_digits, few_draws, monkeypatch):
     """As `vae`, on small colour digits, a checkpoint every 10 steps; a classifier of 10 steps judges 200 images."""
     monkeypatch.setattr(judge, "TRAINING_STEPS", 10)
     monkeypatch.setattr(judge, "GENERATED", 20)

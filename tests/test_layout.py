@@ -4,7 +4,7 @@ import ast
 import re
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, printed_by
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PICTURE = re.search(r"Imports go downwards only:\n\n```\n(.*?)```", README, re.DOTALL)[1]
@@ -63,3 +63,9 @@ def test_the_table_names_files_that_are_there():
         folder = first.rpartition("/")[0]
         for name in (first, *(f"{folder}/{other}".lstrip("/") for other in others)):
             assert (ROOT / "codebase" / name).is_file(), name
+
+
+def test_the_package_is_imported_without_torchvision():
+    """torchvision takes a second, so it is imported only where it is needed: not for --help, a wrong flag, a report."""
+    program = "import sys, codebase.judge, codebase.runs.run, codebase.runs.draw; print('torchvision' in sys.modules)"
+    assert printed_by(program) == "False\n"

@@ -2,9 +2,9 @@
 
 import math
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torchvision.transforms.functional import to_tensor
 
 from codebase import evaluate
 from codebase.data import scaled
@@ -139,4 +139,4 @@ def scatter(points, labels, classes):
     for c, colour in enumerate(colours[:CLASSES]):
         pen.rectangle([8, 8 + 11 * c, 16, 16 + 11 * c], colour)
         pen.text((20, 6 + 11 * c), str(c), "black")
-    return to_tensor(picture)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255

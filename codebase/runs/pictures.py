@@ -2,8 +2,6 @@
 
 import io
 
-from torchvision.utils import make_grid, save_image
-
 from codebase.runs.files import write_atomically
 
 
@@ -12,6 +10,8 @@ def grid(images, shape, columns=20):
 
     Returns one image, (3, H, W) in [0, 1], with a thin grey line between its tiles.
     """
+    from torchvision.utils import make_grid  # imported here, because it takes a second
+
     return make_grid(images.reshape(-1, *shape).cpu(), nrow=columns, padding=1, pad_value=0.3)
 
 
@@ -27,6 +27,8 @@ def save_picture(run, name, picture, writer=None, step=None, description=""):
     """
     if run.logs is None:
         return
+    from torchvision.utils import save_image
+
     png = io.BytesIO()
     save_image(picture, png, format="png")
     run.logs.mkdir(parents=True, exist_ok=True)
