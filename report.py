@@ -66,15 +66,15 @@ def matching(folders, flags):
 
 def the_only(configurations, name):
     """The configuration of this name. InputError if several have it: runs of other steps, data or flags."""
-    found = [of for of in configurations if of["configuration"] == name]
+    found = [config for config in configurations if config["configuration"] == name]
     if not found:
         raise InputError(f"{name} has no finished run.")
     if len(found) > 1:
         rows = tables.differing(found)
         each = (
-            f"runs {', '.join(map(str, of['runs']))}"
-            + (f" with {', '.join(f'{row} {tables.FIRST_ROWS[row](of)}' for row in rows)}" if rows else "")
-            for of in found
+            f"runs {', '.join(map(str, config['runs']))}"
+            + (f" with {', '.join(f'{row} {tables.FIRST_ROWS[row](config)}' for row in rows)}" if rows else "")
+            for config in found
         )
         why = "" if rows else "; they differ in the flags that results.json holds under 'experiment'"
         raise InputError(f"{len(found)} configurations are called {name}: {'; '.join(each)}{why}.")
@@ -92,7 +92,7 @@ def difference_table(first, second):
     rows = [["", *names, "difference", "seeds in both"]]
     for name in first["results"]:
         if name in second["results"]:
-            means = [tables.mean_and_error(of["results"][name], digits=3) for of in (first, second)]
+            means = [tables.mean_and_error(config["results"][name], digits=3) for config in (first, second)]
             try:
                 paired = tables.difference(second, first, name)
                 rows.append([tables.printed_name(name), *means, tables.mean_and_error(paired, digits=3), paired["n"]])
@@ -106,11 +106,11 @@ def csv_text(configurations):
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")  # it writes floats with all digits, as repr does
     writer.writerow(["configuration", "step", "data", "run", "seed", "split", "number", "value"])
-    for of in configurations:
-        for i, (run, seed) in enumerate(zip(of["runs"], of["seeds"], strict=True)):
-            for name, number in of["results"].items():
+    for config in configurations:
+        for i, (run, seed) in enumerate(zip(config["runs"], config["seeds"], strict=True)):
+            for name, number in config["results"].items():
                 if number["values"][i] is not None:
-                    about = of["configuration"], of["step"], of["data"], run, seed
+                    about = config["configuration"], config["step"], config["data"], run, seed
                     writer.writerow([*about, *name.split(" ", 1), number["values"][i]])
     return text.getvalue().rstrip("\n")
 

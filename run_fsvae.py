@@ -30,7 +30,7 @@ FLAGS = [
     Flag("dataset", "auto", str, DATASET.format("svhn"), True, "data={}"),
     IW,
     Flag("iter_max", 1_000_000, whole(1), ITER_MAX, False),
-    Flag("keep", 3, whole(0), "keep this many newest checkpoints, and that of the last step; 0: keep all", False),
+    Flag("keep", 3, whole(0), "keep only this many newest checkpoints, and that of the last step; 0: keep all", False),
     precision_flag("highest"),  # not compared with "medium" for this model (docs/speed.md)
 ]
 

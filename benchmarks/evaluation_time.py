@@ -43,7 +43,7 @@ def main():
     print("model     images·samples/s  share  of GFLOP/s  10,000 images, s  memory, GB")
     for name in flags.model:
         splits = data.labelled_splits if name == "fsvae" else data.binary_splits
-        images = data.load("glyphs", auto="svhn" if name == "fsvae" else "mnist")
+        images = data.load("glyphs", usual="svhn" if name == "fsvae" else "mnist")
         split = tuple(t[: flags.images] for t in splits(images, device)["test"])
         torch.manual_seed(0)
         model = MODELS[name]().to(device)

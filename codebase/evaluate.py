@@ -103,9 +103,9 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
     importance weights, (sum w)^2 / (M sum w^2), in (0, 1]. It is 1 if q(z|x) is the true posterior; then every bound is
     exactly log p(x). It is 1/M if one sample outweighs all others; then more samples would still tighten the bound.
 
-    All bounds come from the same max(ms) samples of each image. L_m is averaged over all groups of m among them, which
-    is more precise than one group. If each m divides the next one, a larger m never has a looser bound. Memory is
-    limited by MAX_ROWS, except for the log-weights of MAX_IMAGES images: 4 bytes for each sample.
+    All bounds come from the same M = max(ms) samples of each image. L_m is averaged over M // m disjoint groups of m
+    samples, which is more precise than one group. If each m divides the next one, a larger m never has a looser bound.
+    Memory is limited by MAX_ROWS, except for the log-weights of MAX_IMAGES images: 4 bytes for each sample.
     """
     largest, labels = max(ms), model.labels_per_image
     hidden = processes.torchrun_rank_and_size()[0] > 0
@@ -132,8 +132,8 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
 def bits_per_dimension(nats, dimensions, density=True):
     """An Estimate of -log p(x), in nats, as bits per dimension of an image of 8-bit values.
 
-    The model's density is one of values k / 255. The probability of such a value is its density times the spacing
-    1 / 255 (for a normal of variance 0.1 this is exact to about 1e-5), so an image of X values has
+    The values of a pixel are k / 255. The probability of such a value is its density times their spacing, 1 / 255 (for
+    a normal of variance 0.1 up to a relative error of 6e-5), so an image of X values has
     -log P = -log p(x) + X log 255, in nats; divided by X log 2 it is in bits per dimension. density=False is for a
     divergence: the terms log 255 cancel in it.
     """

@@ -93,20 +93,20 @@ def training_step(model, optimizer, batch, bfloat16=False):
     return point
 
 
-def learning_rate(lr, schedule, iter_max, epoch):
+def learning_rate(lr, schedule, iter_max, steps_per_epoch):
     """The learning rate as a function of t, the number of finished steps; None if it is constant.
 
     schedule: 'constant'; 'cosine', lr (1 + cos(pi t / iter_max)) / 2; steps such as '8000,16000', at each of which it
     is divided by 10; or 'burda', lr 10^(-i/7) for 3^i epochs, i = 0, 1, ..., 7 (Burda et al. 2016, section 5; 3,280
-    epochs in all, and then the last rate). epoch: the number of steps in an epoch.
+    epochs in all, and then the last rate).
     """
     if schedule == "constant":
         return None
     if schedule == "cosine":
         return lambda t: lr * (1 + math.cos(math.pi * t / iter_max)) / 2
     if schedule == "burda":
-        ends = [epoch * sum(3**j for j in range(i + 1)) for i in range(7)]  # the last step of each rate but the last
-        return lambda t: lr * 10 ** (-sum(end <= t for end in ends) / 7)
+        epochs = [sum(3**j for j in range(i + 1)) for i in range(7)]  # at the end of each rate but the last
+        return lambda t: lr * 10 ** (-sum(n * steps_per_epoch <= t for n in epochs) / 7)
     steps = [int(step) for step in schedule.split(",")]
     return lambda t: lr * 0.1 ** sum(step <= t for step in steps)
 

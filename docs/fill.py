@@ -71,7 +71,7 @@ def by_name(configurations):
 def merged(old, new):
     """The old configurations and the new ones, which take the places of old ones of the same name and step."""
     by_name(new)  # complains of two with the same name and step
-    return list({(of["configuration"], of["step"]): of for of in [*old, *new]}.values())
+    return list({(config["configuration"], config["step"]): config for config in [*old, *new]}.values())
 
 
 RUNS = by_name(json.loads(STORED.read_text())["configurations"])
@@ -110,8 +110,8 @@ def low_high(configuration, name, digits=2):
 def bits(configuration, name, dimensions=3072):
     """A number of the FSVAE in bits per dimension, of images of 32 × 32 values in three colours."""
     nats = number(configuration, name)
-    of = evaluate.bits_per_dimension(evaluate.Estimate(nats["mean"], nats["se"], len(nats["values"])), dimensions)
-    return f"{of.mean:.4f} ± {of.se:.4f}"
+    estimate = evaluate.bits_per_dimension(evaluate.Estimate(nats["mean"], nats["se"], len(nats["values"])), dimensions)
+    return f"{estimate:.4f}"
 
 
 def rms_error(configuration, dimensions=3072, variance=0.1):
@@ -132,9 +132,9 @@ def seconds(configuration):
 
 def made(configuration):
     """Where and when the runs were made."""
-    of = RUNS[configuration]["made"]
-    commits = "".join(f"; commit `{commit[:7]}{commit[40:]}`" for commit in of["commit"] if len(commit) >= 40)
-    return f"{', '.join(of['day'])}; {'; '.join(of['device'])}; torch {', '.join(of['torch'])}{commits}"
+    about = RUNS[configuration]["made"]
+    commits = "".join(f"; commit `{commit[:7]}{commit[40:]}`" for commit in about["commit"] if len(commit) >= 40)
+    return f"{', '.join(about['day'])}; {'; '.join(about['device'])}; torch {', '.join(about['torch'])}{commits}"
 
 
 def table(*configurations):
@@ -156,7 +156,7 @@ def paired(a, b):
     for name in RUNS[b]["results"]:
         if name in RUNS[a]["results"]:
             values = [dict(zip(RUNS[c]["seeds"], number(c, name)["values"], strict=True)) for c in (a, b)]
-            means = [tables.mean_and_error(tables.estimate([of[seed] for seed in seeds])) for of in values]
+            means = [tables.mean_and_error(tables.estimate([by_seed[seed] for seed in seeds])) for by_seed in values]
             cells.append([tables.printed_name(name), *means, minus(b, name, a, name)])
     return f"\n\n{tables.markdown(cells)}\n\n"
 
@@ -176,11 +176,11 @@ def joined(label, *names):
 
 def every_run(configuration, *names):
     """A table with a row for each run, and these numbers or all."""
-    of = RUNS[configuration]
-    names = names or list(of["results"])
+    config = RUNS[configuration]
+    names = names or list(config["results"])
     cells = [["seed", *map(tables.printed_name, names)]]
-    for i, seed in enumerate(of["seeds"]):
-        values = [of["results"][name]["values"][i] for name in names]
+    for i, seed in enumerate(config["seeds"]):
+        values = [config["results"][name]["values"][i] for name in names]
         cells.append([seed, *("" if value is None else f"{value:.2f}" for value in values)])
     return f"\n\n{tables.markdown(cells)}\n\n"
 
@@ -192,13 +192,13 @@ def against_staff(configuration):
     """
     head = ["", f"ours, {count(configuration)} runs", "sd of a run", "course staff", "difference", "in standard errors"]
     cells = [head]
-    for name, of in RUNS[configuration]["results"].items():
+    for name, result in RUNS[configuration]["results"].items():
         ours = [name, mean(configuration, name), f"{deviation(configuration, name):.2f}"]
         theirs, sd = STAFF[configuration].get(name, (None, None))
         if theirs is not None:
-            error = math.hypot(of["se"], (sd or deviation(configuration, name)) / math.sqrt(STAFF_RUNS))
+            error = math.hypot(result["se"], (sd or deviation(configuration, name)) / math.sqrt(STAFF_RUNS))
             staff = f"{theirs:.2f}" + (f" ± {sd / math.sqrt(STAFF_RUNS):.2f}" if sd else "")
-            ours += [staff, f"{of['mean'] - theirs:+.2f}", f"{(of['mean'] - theirs) / error:+.1f}"]
+            ours += [staff, f"{result['mean'] - theirs:+.2f}", f"{(result['mean'] - theirs) / error:+.1f}"]
         cells.append([tables.printed_name(name), *ours[1:], *[""] * (6 - len(ours))])
     return f"\n\n{tables.markdown(cells)}\n\n"
 

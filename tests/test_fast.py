@@ -265,7 +265,7 @@ def trained_with(edit, device, faster):
         update, how = fast.make_faster(update, next(batches_of(model, device)))
         assert how.startswith(("its loss compiled" if edit == "torch.optim" else COMPILED, "a CUDA graph, ready")), how
     torch.manual_seed(2)
-    rate = learning_rate(1e-3, schedule, 50, epoch=10)
+    rate = learning_rate(1e-3, schedule, 50, steps_per_epoch=10)
     nothing = {"iter_max": 50, "iter_save": 50, "save": lambda step: None, "log": lambda step, values: None}
     train(model, batches, optimizer, update=update, rate=rate, **nothing)
     return model.state_dict()

@@ -70,22 +70,22 @@ class Data(NamedTuple):
         return self._replace(**held_out, **({} if y is None else {"y_train": y[:-n], "y_validation": y[-n:]}))
 
 
-def load(dataset, data_dir="data", auto="mnist", split="extra"):
+def load(dataset, data_dir="data", usual="mnist", split="extra"):
     """The data set of that name.
 
     dataset: 'mnist' or 'svhn' (from data_dir; what is missing there is downloaded to it), 'glyphs' (the built-in
-    digits, grey, or in colour if auto is 'svhn'), the path of an .npz file, or 'auto': the data set that `auto` names,
+    digits, grey, or in colour if `usual` is 'svhn'), the path of an .npz file, or 'auto': the data set `usual`,
     or the glyphs, with a warning, if it cannot be downloaded. split: SVHN's training images: 'extra', 'train', or
     'train+extra'. Raises InputError.
     """
-    dataset, folder, colour = str(dataset), Path(data_dir), auto == "svhn"
+    dataset, folder, colour = str(dataset), Path(data_dir), usual == "svhn"
     if dataset.endswith(".npz"):
         return Data(*npz.read(Path(dataset)))
     if dataset == "glyphs":
         return draw_glyphs(colour)
     if dataset not in ("auto", "mnist", "svhn"):
         raise InputError(f"--dataset {dataset}: the choices are auto, mnist, svhn, glyphs, or a path of an .npz file.")
-    name = auto if dataset == "auto" else dataset
+    name = usual if dataset == "auto" else dataset
     try:
         with processes.first_process_first():  # the first process downloads missing files
             return Data(*(mnist.read(folder) if name == "mnist" else svhn.read(folder, split)))
@@ -93,7 +93,7 @@ def load(dataset, data_dir="data", auto="mnist", split="extra"):
         if dataset != "auto":
             raise
         line = "!" * 100
-        instead = f"USING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not {auto.upper()}'s."
+        instead = f"USING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not {usual.upper()}'s."
         print(f"{line}\n{error}\n{instead}\n{line}")
         return draw_glyphs(colour)
 

@@ -4,8 +4,9 @@
     p(x|y,z) = N(x; mu(y, z), 0.1 I),         mu from dec(z, y)
     q(z|x,y) = N(z; m(x, y), diag v(x, y)),   m, v from enc(x, y)
 
-The label y is always observed, so everything is conditioned on it. The bounds are the VAE's, given y: bounds on
-log p(x|y). Only the likelihood differs. It is a density: its log is positive if the model is good.
+The label y is always observed, so everything is conditioned on it. The bounds (negative_elbo_bound: bonus 2) are the
+VAE's, given y: bounds on log p(x|y). Only the likelihood differs. It is a density: its log is positive if the model is
+good.
 
 Dimension letters: B images, X pixels, D latent dimensions, C classes.
 """
@@ -23,7 +24,7 @@ class FSVAE(VAE):
     def __init__(self, z_dim=10, iw=1, *, classes=10, x_dim=3072, n_hidden=500, **networks):
         super().__init__(z_dim, iw, x_dim=x_dim, y_dim=classes, n_hidden=n_hidden, **networks)
         self.classes = classes
-        self.register_buffer("x_v", torch.tensor(0.1), persistent=False)  # not in the homework's files
+        self.register_buffer("x_v", torch.tensor(0.1), persistent=False)  # a constant, not saved
 
     def log_likelihood(self, x, z, y):
         """log p(x|y, z) in nats. x: (B, X); z: (..., B, D); y: (B, C), one-hot. Returns (..., B)."""

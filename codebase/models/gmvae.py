@@ -1,5 +1,7 @@
 """The VAE with a mixture of Gaussians as its prior (homework, Problem 2). Everything else is as in vae.py.
 
+negative_elbo_bound (Problem 2.1) and negative_iwae_bound (Problem 3.4) are inherited; they call the log_prior below.
+
     p(z) = (1/K) sum_i N(z; mu_i, diag sigma_i^2), learned, with uniform weights
 
 Dimension letters: B images, D latent dimensions, K components.

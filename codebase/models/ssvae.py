@@ -44,7 +44,7 @@ class SSVAE(VAE):
     # The bounds
 
     def labelled_elbo_terms(self, x, y):
-        """-ELBO(x, y) of each image with its label, a bound on -log p(x, y), and its terms, in nats.  (Problem 4)
+        """-ELBO(x, y) of each image with its label, a bound on -log p(x, y), and its terms, in nats. Not in the loss.
 
         x: (B, X); y: (B, C). Returns {'nelbo', 'kl_z', 'kl_y', 'rec'}, each (B,): nelbo = kl_z + kl_y + rec,
         kl_z = D_KL(q(z|x, y) || p(z)), kl_y = -log p(y) = log C, rec = -log p(x|y, z) at one z ~ q(z|x, y).
@@ -71,8 +71,9 @@ class SSVAE(VAE):
     def log_weights(self, x, iw):
         """The logs of w_i = sum_y p(y) p(x, z_iy|y) / q(z_iy|x, y), with one z_iy ~ q(z|x, y) for every y, in nats.
 
-        x: (B, X). Returns (log_w, kl, rec), each (M, B): kl and rec as in elbo_terms; kl is that of y and z together.
-        The sum over y is exact and does not need q(y|x). E[w_i] = p(x), and E[log w_i] is at least the ELBO.
+        x: (B, X). Returns (log_w, kl, rec), each (M, B): kl = log q(y, z_iy|x) - log p(y, z_iy) and
+        rec = -log p(x|y, z_iy), both averaged over y with the weights q(y|x). The sum in w_i does not need q(y|x).
+        E[w_i] = p(x), and E[log w_i] is at least the ELBO.
         """
         log_w, kl_z, rec = super().log_weights(x, iw, self.every_y)  # (M, C, B)
         log_q = self.log_q_y(x).T  # (C, B)

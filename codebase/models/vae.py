@@ -70,7 +70,7 @@ class VAE(nn.Module):
         """D_KL(q(z|x) || p(z)) in nats. z, a sample from q(z|x), and qm, qv: (..., B, D). Returns (..., B).
 
         In closed form if p(z) is the N(0, I) of this class. For any other log_prior it is log q(z|x) - log p(z) at the
-        sample: an unbiased estimate, which may be negative.  (Problem 2)
+        sample: an unbiased estimate, which may be negative.  (Problem 2.1)
         """
         if self.standard_prior:
             return kl_normal(qm, qv, self.z_prior_m, self.z_prior_v)
@@ -103,11 +103,14 @@ class VAE(nn.Module):
         return -(kl + rec), kl, rec
 
     def negative_elbo_bound(self, x, *y):
-        """-ELBO averaged over the batch, in nats. x: (B, X). Returns scalars (nelbo, kl, rec); see elbo_terms."""
+        """-ELBO averaged over the batch, in nats. x: (B, X).  (Problem 1.2)
+
+        Returns scalars, in the order of elbo_terms: (nelbo, kl, rec), for the SSVAE (nelbo, kl_z, kl_y, rec).
+        """
         return tuple(term.mean() for term in self.elbo_terms(x, *y).values())
 
     def negative_iwae_bound(self, x, iw, *y):
-        """-L_m = -E[log (1/m) sum_i w_i], m = iw, averaged over the batch, in nats; see log_weights.
+        """-L_m = -E[log (1/m) sum_i w_i], m = iw, averaged over the batch, in nats; see log_weights.  (Problem 3.2)
 
         x: (B, X). Returns scalars (niwae, kl, rec): an unbiased estimate of -L_m, and the two terms of the negative
         ELBO, kl + rec, averaged over the m samples.

@@ -84,7 +84,7 @@ def hidden_flag(default):
 # For the models that can be trained on the IWAE bound.
 IW = Flag("iw", 1, size, "train on the IWAE bound with this many importance samples; 1: the ELBO", in_name="iw={:02d}")
 
-DATASET = "auto, {}, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"
+DATASET = "auto ({}, or else glyphs), mnist, svhn, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"
 ITER_MAX = "training steps in all; with --train 0: the step of the checkpoint to load"
 LR_SCHEDULE = "constant, cosine (0 at --iter_max), burda (Burda et al. 2016), or steps that divide it by 10: 8000,16000"
 FAST = "1: compile the training step, or on CUDA record it as a graph; 0: do not; auto: if it saves time"
@@ -94,13 +94,13 @@ SHARED_FLAGS = [
     Flag("lr", 1e-3, positive, "learning rate of Adam"),
     Flag("lr_schedule", "constant", lr_schedule, LR_SCHEDULE, in_name="schedule={}"),
     precision_flag("medium"),
-    Flag("validation", 0, whole(0), "hold out this many training images, the last ones, to choose flags by"),
+    Flag("validation", 0, whole(0), "hold out this many training images, the last ones, for choosing flags"),
     Flag("seed", None, whole(0), "random seed (default: the number of the run)"),
     # The flags below may change when a run is resumed.
     Flag("data_dir", "data", str, "folder of the data sets, as torchvision arranges them", False),
     Flag("iter_max", 20000, whole(1), ITER_MAX, False),
     Flag("iter_save", 10000, whole(1), "training steps between two checkpoints", False),
-    Flag("keep", 0, whole(0), "keep this many newest checkpoints, and that of the last step; 0: keep all", False),
+    Flag("keep", 0, whole(0), "keep only this many newest checkpoints, and that of the last step; 0: keep all", False),
     Flag("run", 0, whole(0), "number of the run: the same experiment, in another folder and with another seed", False),
     Flag("replicates", 1, whole(1, 10_000), "train this many runs, numbered from --run on; skip finished ones", False),
     Flag("train", 1, (0, 1, 2), "1: train, report the ELBO; 2: also the IWAE bounds; 0: load, report both", False),

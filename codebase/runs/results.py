@@ -114,12 +114,12 @@ def report(run, model, splits, bits=False):
             add_results(run, name, ess=ess.record() | {"samples": m})
 
 
-def report_accuracy(run, model, labelled):
+def report_accuracy(run, model, classified):
     """Print how well the classifier q(y|x) does, and save it in results.json.
 
-    labelled: {'test': (x, y)}, images (N, X) and labels (N,), and 'validation' if there are validation images.
+    classified: {'test': (x, y)}, images (N, X) and labels (N,), and 'validation' if there are validation images.
     """
-    for name, (x, y) in labelled.items():
+    for name, (x, y) in classified.items():
         percent, confusion = evaluate.accuracy(evaluate.classify(model, x), y)
         what = name.capitalize()
         print(f"\n{what} images by true class (row) and predicted class (column)\n{confusion_table(confusion)}")

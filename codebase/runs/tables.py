@@ -76,7 +76,7 @@ def read(folders):
         else:
             runs[run["seed"]] = run
     configurations = [over_runs(about, runs.values()) for about, _, runs in found]
-    return sorted(configurations, key=lambda of: (natural_order(of["configuration"]), of["step"])), left_out
+    return sorted(configurations, key=lambda config: (natural_order(config["configuration"]), config["step"])), left_out
 
 
 def same_experiment(a, b):
@@ -142,8 +142,8 @@ def difference(a, b, name, name_b=None):
     Runs of one seed have the same initial weights and batches, so their difference is known more precisely than
     either number. ValueError if no seed is in both.
     """
-    pairs = ((of["seeds"], of["results"][which]["values"]) for of, which in ((a, name), (b, name_b or name)))
-    first, second = (dict(zip(seeds, values, strict=True)) for seeds, values in pairs)
+    first = dict(zip(a["seeds"], a["results"][name]["values"], strict=True))
+    second = dict(zip(b["seeds"], b["results"][name_b or name]["values"], strict=True))
     both = [seed for seed in first if first[seed] is not None and second.get(seed) is not None]
     if not both:
         raise ValueError(f"{a['configuration']} and {b['configuration']} have no seed in common")
@@ -163,37 +163,38 @@ def markdown(rows):
 
 
 FIRST_ROWS = {  # the first rows of a table, above its numbers
-    "runs": lambda of: len(of["runs"]),
-    "seeds": lambda of: ", ".join(map(str, of["seeds"])),
-    "steps": lambda of: f"{of['step']:,}",
-    "data": lambda of: of["data"],
-    "precision": lambda of: of["precision"] or "",
+    "runs": lambda config: len(config["runs"]),
+    "seeds": lambda config: ", ".join(map(str, config["seeds"])),
+    "steps": lambda config: f"{config['step']:,}",
+    "data": lambda config: config["data"],
+    "precision": lambda config: config["precision"] or "",
     # Shown if the runs of a configuration differ in it.
-    "torch": lambda of: ", ".join(of["made"].get("torch", [])),
-    "code": lambda of: ", ".join(of["made"].get("code", [])),
+    "torch": lambda config: ", ".join(config["made"].get("torch", [])),
+    "code": lambda config: ", ".join(config["made"].get("code", [])),
 }
 
 
-def cell(of, name):
+def cell(config, name):
     """Number `name` of a configuration; if not all runs have it, also how many have it."""
-    if name not in of["results"]:
+    if name not in config["results"]:
         return ""
-    values = of["results"][name]["values"]
+    values = config["results"][name]["values"]
     n = sum(value is not None for value in values)
-    return mean_and_error(of["results"][name]) + (f" ({n} of {len(values)} runs)" if n < len(values) else "")
+    return mean_and_error(config["results"][name]) + (f" ({n} of {len(values)} runs)" if n < len(values) else "")
 
 
 def numbers_of(configurations):
     """The names of all numbers that the configurations have."""
-    return list(dict.fromkeys(name for of in configurations for name in of["results"]))
+    return list(dict.fromkeys(name for config in configurations for name in config["results"]))
 
 
 def table(configurations):
     """A Markdown table: a column for each configuration, a row for each number, in nats unless it says otherwise."""
-    head = ["mean ± standard error over the runs", *(of["configuration"] for of in configurations)]
+    head = ["mean ± standard error over the runs", *(config["configuration"] for config in configurations)]
     rows = ["runs", "seeds", "steps", "data", "precision", *mixed(configurations)]
     about = [[what, *map(FIRST_ROWS[what], configurations)] for what in rows]
-    numbers = [[printed_name(name), *(cell(of, name) for of in configurations)] for name in numbers_of(configurations)]
+    names = numbers_of(configurations)
+    numbers = [[printed_name(name), *(cell(config, name) for config in configurations)] for name in names]
     return markdown([head, *about, *numbers])
 
 
@@ -206,12 +207,10 @@ def find_number(configurations, wanted):
 
 
 def best_first(configurations, number):
-    """The configurations sorted by a number; those without it come last. Only of accuracies is a larger one better."""
+    """The configurations: the largest accuracy, or the smallest other number, first; those without it last."""
     sign = -1 if number.endswith("percent") else 1
-    return sorted(
-        configurations,
-        key=lambda of: sign * of["results"][number]["mean"] if number in of["results"] else math.inf,
-    )
+    missing = {"mean": sign * math.inf}
+    return sorted(configurations, key=lambda config: sign * config["results"].get(number, missing)["mean"])
 
 
 def differing(configurations):
@@ -221,18 +220,19 @@ def differing(configurations):
 
 def mixed(configurations):
     """In which of torch and code do the runs of one of the configurations differ? A list of these words."""
-    return [what for what in ("torch", "code") if any(len(of["made"].get(what, [])) > 1 for of in configurations)]
+    made = [config["made"] for config in configurations]
+    return [what for what in ("torch", "code") if any(len(each.get(what, [])) > 1 for each in made)]
 
 
 def table_by(configurations, number):
     """A Markdown table: a row for each configuration, a column for each number, this one first."""
     about = ["runs", *differing(configurations), *mixed(configurations)]
     numbers = [number, *(name for name in numbers_of(configurations) if name != number)]
-    rows = [
-        [of["configuration"], *(FIRST_ROWS[what](of) for what in about), *(cell(of, name) for name in numbers)]
-        for of in configurations
-    ]
-    return markdown([["configuration", *about, *map(printed_name, numbers)], *rows])
+    rows = [["configuration", *about, *map(printed_name, numbers)]]
+    for config in configurations:
+        first = [config["configuration"], *(FIRST_ROWS[what](config) for what in about)]
+        rows.append([*first, *(cell(config, name) for name in numbers)])
+    return markdown(rows)
 
 
 def report(configurations, left_out, by=None):
@@ -242,9 +242,9 @@ def report(configurations, left_out, by=None):
         parts = [f"{head}\n\n{table_by(configurations, by)}"]
     else:
         models = {}
-        for of in configurations:
-            models.setdefault(of["model"], []).append(of)
-        parts = [f"### {model}\n\n{table(of)}" for model, of in models.items()]
+        for config in configurations:
+            models.setdefault(config["model"], []).append(config)
+        parts = [f"### {model}\n\n{table(same)}" for model, same in models.items()]
     if left_out:
         parts.append("### Left out\n\n" + "\n".join(f"* {sentence}" for sentence in left_out))
     return "\n\n".join(parts)
