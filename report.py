@@ -10,9 +10,9 @@ Commands:
     python report.py --csv FILE.csv          also write the numbers of every run to a file; -: print them instead
     python report.py --json                  print JSON instead, with the numbers of every run
 
-Runs of one seed begin with the same weights and see the same images, so --difference compares runs of the same seed.
-Its standard error is that of the mean of these differences. A difference within two or three standard errors is not
-significant.
+Runs of one seed see the same batches, and begin with the same weights if their networks have the same sizes. So
+--difference compares runs of the same seed. Its standard error is that of the mean of these differences. A difference
+within two or three standard errors is not significant.
 """
 
 import argparse
@@ -82,7 +82,8 @@ def the_only(configurations, name):
 
 
 def difference_table(first, second):
-    """A table of the numbers of two configurations, and of second minus first, paired by seed.
+    """A table of the numbers of two configurations, and of second minus first, paired by seed. If they differ in steps,
+    data or precision, these are its first rows.
 
     InputError if no seed is in both.
     """
@@ -90,6 +91,8 @@ def difference_table(first, second):
     if not set(first["seeds"]) & set(second["seeds"]):
         raise InputError(f"{' and '.join(names)} have no seed in common.")
     rows = [["", *names, "difference", "seeds in both"]]
+    for what in [*tables.differing([first, second]), *tables.mixed([first, second])]:
+        rows.append([what, *map(tables.FIRST_ROWS[what], (first, second)), "", ""])
     for name in first["results"]:
         if name in second["results"]:
             means = [tables.mean_and_error(config["results"][name], digits=3) for config in (first, second)]
@@ -102,7 +105,7 @@ def difference_table(first, second):
 
 
 def csv_text(configurations):
-    """Every number of every run as CSV, each in its own line."""
+    """The numbers of every run as CSV, each in its own line; in nats, not in bits per dimension."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")  # it writes floats with all digits, as repr does
     writer.writerow(["configuration", "step", "data", "run", "seed", "split", "number", "value"])
@@ -117,7 +120,8 @@ def csv_text(configurations):
 
 def show(text):
     """Print the text. If nobody reads it any more, as after `| head -1`, that is no error."""
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stream has no such method
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         print(text, flush=True)
     except OSError as error:

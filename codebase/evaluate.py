@@ -73,7 +73,7 @@ def each_chunk(function, split, size):
     own = []
     for i in range(processes.rank(), len(parts), processes.size()):
         torch.manual_seed(i)
-        results = function(*(scaled(t) if t.dtype == torch.uint8 else t for t in parts[i]))
+        results = function(*map(scaled, parts[i]))
         own.append({name: values.cpu() for name, values in results.items()})
     every = processes.gather(own)
     return {name: torch.cat([each[name] for each in every]).to(split[0].device) for name in every[0]}

@@ -119,5 +119,5 @@ def log_bernoulli_with_logits(x, logits):
 
 
 def scaled(x):
-    """uint8 values as float32 in [0, 1]."""
-    return x.float() / 255
+    """uint8 values as float32 in [0, 1]; any other tensor as it is."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x

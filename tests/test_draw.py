@@ -91,6 +91,22 @@ def test_interpolations_are_straight_lines_between_two_test_images(tmp_path):
         torch.testing.assert_close(as_z(row[1:-1]), ((1 - t) * a + t * b).double(), atol=0.1, rtol=0)
 
 
+def test_images_of_bytes_are_drawn_as_those_in_0_1(tmp_path):
+    """All pictures of a model without labels, whose splits hold uint8 images."""
+    pictures = []
+    for i, x in enumerate((torch.randint(0, 256, (30, 3), dtype=torch.uint8),) * 2):
+        folder = tmp_path / str(i)
+        run = SimpleNamespace(data=SimpleNamespace(shape=(1, 1, 3), classes=0), logs=folder)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            draw.draw_samples(run, ShowsZ(), {"subset": (x / 255 if i else x,)}, None, None)
+        pictures.append({path.name: path.read_bytes() for path in folder.glob("*.png")})
+    assert pictures[0].keys() == {
+        f"{name}.png" for name in ("samples", "reconstructions", "interpolations", "traversal")
+    }
+    assert pictures[0] == pictures[1]
+
+
 @pytest.mark.parametrize("n", [1, 3, 100])
 def test_pairs_without_labels_are_among_the_images(n):
     first, last = draw.pairs(n)

@@ -19,12 +19,27 @@ def test_npz(tmp_path):
 
 
 def test_npz_name_tells_contents_apart(tmp_path):
+    """Images, labels, shape, and which images are for training; not the folder."""
     (tmp_path / "other").mkdir()
-    names = {
-        data.load(str(save_digits(tmp_path / "a.npz", seed=0)), "").name,
-        data.load(str(save_digits(tmp_path / "other" / "a.npz", seed=1)), "").name,
-    }
-    assert len(names) == 2
+    x, y = np.random.RandomState(0).randint(0, 256, (12, 6, 4)).astype(np.uint8), np.arange(12) * 80
+    other = x.copy()
+    other[7, 5, 3] ^= 1
+    kinds = [
+        {"x_train": x[:8], "x_test": x[8:]},
+        {"x_train": x[:6], "x_test": x[6:]},  # the same bytes, but other training images
+        {"x_train": x[:8].reshape(8, 4, 6), "x_test": x[8:].reshape(4, 4, 6)},
+        {"x_train": other[:8], "x_test": other[8:]},
+        {"x_train": x[:8], "x_test": x[8:], "y_train": y[:8], "y_test": y[8:]},
+        {"x_train": x[:8], "x_test": x[8:], "y_train": y[:8], "y_test": y[8:][::-1]},
+        {"x_train": x[:8], "x_test": x[8:], "y_train": y[:8] % 256, "y_test": y[8:] % 256},
+    ]
+    names = set()
+    for arrays in kinds:
+        np.savez(tmp_path / "other" / "a.npz", **arrays)
+        names.add(data.load(tmp_path / "other" / "a.npz").name)
+    assert len(names) == len(kinds)
+    np.savez(tmp_path / "a.npz", **kinds[-1])
+    assert data.load(tmp_path / "a.npz").name in names
 
 
 def test_labels_in_another_byte_order(tmp_path):

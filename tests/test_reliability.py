@@ -15,6 +15,7 @@ import termios
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import killed_run
 import pytest
@@ -24,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from codebase import judge
 from codebase.models.vae import VAE
+from codebase.runs.main import IgnoringWriteErrors
 
 SCRIPTS = ["run_vae.py", "run_gmvae.py", "run_ssvae.py", "run_fsvae.py"]
 ALL_OF_THEM_SLOWLY = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS])
@@ -495,3 +497,11 @@ def test_a_second_look_at_a_file_of_weights_keeps_what_the_first_found(trained):
         assert call("--train", 0, "--checkpoint", folder / "model-00020.pt", "--iw_eval", m)[0] == 0
     (path,) = Path("logs").glob("*_checkpoint=*/results.json")
     assert {"iwae_2", "iwae_3"} <= json.loads(path.read_text())["results"]["subset"].keys()
+
+
+def test_a_notebooks_stream_has_fewer_methods_than_a_terminals():
+    """A script that is run in a notebook (%run) prints to an object with write and flush alone."""
+    written = []
+    stream = IgnoringWriteErrors(SimpleNamespace(write=written.append, flush=lambda: None))
+    print("NELBO ±", file=stream, flush=True)
+    assert written == ["NELBO ±", "\n"]

@@ -367,6 +367,22 @@ def test_differences_are_between_runs_of_the_same_seed(script, two, tmp_path):
     assert "| -3.000 ± 1.000 | 2 |" in script("report.py", "--difference", "vae_z=2", "vae_z=10")[1]
 
 
+def test_a_comparison_says_what_else_differs(script, log):
+    """Steps, data and precision, and the code if the runs of one of them were made by different code."""
+    log("vae_z=10", 0, 1.0, step=500, trained={"code": ["aa"]})
+    log("vae_z=10", 1, 1.0, step=500, trained={"code": ["bb"]})
+    for number in (0, 1):
+        log("vae_z=2", number, 2.0, data={"name": "glyphs", "train": 5, "test": 4}, trained={"code": ["aa"]})
+    code, out, _ = script("report.py", "--difference", "vae_z=10", "vae_z=2")
+    assert code == 0
+    assert rows(out) == {
+        "steps": ["500", "20,000"],
+        "data": ["mnist (60,000 + 10,000 images)", "glyphs (5 + 4 images)"],
+        "code": ["aa, bb", "aa"],
+        "subset NELBO": ["1.000 ± 0.000", "2.000 ± 0.000", "1.000 ± 0.000", "2"],
+    }
+
+
 def test_a_number_that_no_seed_has_in_both(script, log):
     """Then it has no difference; the other numbers have."""
     for name, run in (("vae_z=10", 0), ("vae_z=2", 1)):

@@ -55,6 +55,8 @@ def test_the_subset_is_about_a_hundred_images_as_many_of_each_class(classes, eac
     mine = data.Data("own", "", (1, 28, 28), classes, None, y, y, y)
     assert data.test_subset(mine).unique().numel() == classes * each
     assert y[data.test_subset(mine)].bincount().tolist() == [each] * classes
+    sparse = mine._replace(classes=3 * classes, y_test=3 * y)  # two of three classes have no images
+    assert sparse.y_test[data.test_subset(sparse)].bincount().tolist() == [each, 0, 0] * (classes - 1) + [each]
 
 
 def test_other_data_get_ten_test_images_of_each_class(digits):
@@ -132,6 +134,7 @@ def test_labelled_splits(colour_digits):
 def test_validation_images_are_the_last_training_images(tmp_path):
     """And nothing else changes: the test images, the subsets, the name."""
     whole = data.load(save_digits(tmp_path / "digits.npz", 300, 120))
+    whole = whole._replace(y_train=torch.randint(10, (300,)))
     images = whole.hold_out(40)
     assert images.x_train.equal(whole.x_train[:260])
     assert images.y_train.equal(whole.y_train[:260])

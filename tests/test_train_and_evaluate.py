@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import partial
 
 import numpy as np
@@ -83,6 +84,9 @@ def test_train_then_evaluate(vae, folders):
     assert vae("--z", 2, "--train", 0, "--iter_max", 20, "--iw_eval", 3)[0] == 0
     subset = json.loads((logs / "step=00020" / "results.json").read_text())["results"]["subset"]
     assert {"iwae_2", "iwae_3"} <= subset.keys()  # a second look adds to the first
+    shutil.rmtree(checkpoints)
+    assert vae("--z", 2)[0] == 0
+    assert not (logs / "step=00020").exists()  # a new run does not keep an older run's numbers
 
     code, out, _ = vae("--z", 2, "--train", 0, "--full", 1, "--iw_eval", 20)
     assert out.count("Negative IWAE-20: ") == 2
@@ -111,12 +115,12 @@ def test_iw_eval_chooses_the_bounds_and_says_how_far_to_trust_them(vae, folders)
 def test_a_file_of_the_homeworks_weights_is_evaluated(vae, tmp_path):
     """A bare state_dict of the homework's keys, in another order; its results are separate from those of all runs."""
     state = VAE(z_dim=10).state_dict()
-    torch.save(dict(sorted(state.items())), tmp_path / "theirs.pt")
-    code, out, _ = vae("--train", 0, "--checkpoint", "theirs.pt", "--iw_eval", 2)
+    torch.save(dict(sorted(state.items())), tmp_path / "theirs_run=5 é.pt")
+    code, out, _ = vae("--train", 0, "--checkpoint", "theirs_run=5 é.pt", "--iw_eval", 2)
     assert code == 0
     assert "Negative IWAE-2: " in out
     (logs,) = (tmp_path / "logs").iterdir()
-    assert re.fullmatch(r"model=vae_z=10_data=digits-\w+_batch=50_checkpoint=theirs-[0-9a-f]{8}", logs.name)
+    assert re.fullmatch(r"model=vae_z=10_data=digits-\w+_batch=50_checkpoint=theirs-run-5--[0-9a-f]{8}", logs.name)
     assert (logs / "samples.png").exists()
     assert not (tmp_path / "checkpoints").exists()
 

@@ -44,7 +44,7 @@ def read(path):
             )
         x = as_bytes(x, binary, f"{path}: x_{part}")
         x = np.ascontiguousarray((x if x.ndim == 4 else x[..., None]).transpose(0, 3, 1, 2))
-        checksum = zlib.crc32(x, checksum)
+        checksum = zlib.crc32(x, zlib.crc32(repr(x.shape).encode(), checksum))
         shapes.append(x.shape[1:])
         if y is not None:
             must = f"{path}: y_{part} must hold"
@@ -52,7 +52,7 @@ def read(path):
                 raise InputError(f"{must} {len(x):,} whole numbers, one for each image; it is {y.shape} {y.dtype}.")
             if y.min() < 0 or y.max() > 999:
                 raise InputError(f"{must} labels from 0 to at most 999; its labels are from {y.min()} to {y.max()}.")
-            checksum = zlib.crc32(y.astype(np.uint8), checksum)
+            checksum = zlib.crc32(y.astype("<i8"), checksum)
             classes = max(classes, int(y.max()) + 1)
             y = torch.from_numpy(y.astype(np.int64))  # in native byte order
         tensors += [torch.from_numpy(x).flatten(1), y]

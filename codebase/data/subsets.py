@@ -29,10 +29,11 @@ MNIST_LABELLED = [
 def test_subset(data):
     """Indices (n,) of the test images on which bounds are reported: about 100, fewer if there are fewer.
 
-    MNIST: the homework's, in its order. Other data: 100 // C of each class, at least one, always the same ones
-    (RandomState(0)); without labels, 100 of all images.
+    MNIST: the homework's, in its order. Other data: 100 // C of each of the C classes that have test images, at least
+    one, always the same ones (RandomState(0)); without labels, 100 of all images.
     """
     members = by_class(data.y_test, data.classes) if data.classes else [np.arange(len(data.x_test))]
+    members = [of_class for of_class in members if len(of_class)]
     if data.name == "mnist":
         chosen = [m[rows] for m, rows in zip(members, MNIST_TEST_SUBSET, strict=True)]
     else:

@@ -22,7 +22,7 @@ def draw_samples(run, model, splits, writer, step):
 
     And the pictures of draw_latent. For models without labels. splits: as data.binary_splits returns them.
     """
-    (x,) = splits["subset"]
+    x = scaled(splits["subset"][0])
     samples = model.mean_x(model.sample_z(200))
     save_grid(run, "samples", samples, writer, step, description="means of p(x|z), each of another z ~ p(z)")
     both = torch.stack([x, model.reconstruct(x)], dim=1).flatten(0, 1)
@@ -54,7 +54,7 @@ def draw_latent(run, model, splits, writer, step):
     """
     draws = model.sample_z(PRIOR_DRAWS)  # (PRIOR_DRAWS, D)
     x, *y = splits["subset"]
-    x = scaled(x) if x.dtype == torch.uint8 else x
+    x = scaled(x)
     y = model.labels(x, *y)
     z = model.posterior(x, *y)[0]  # (n, D)
 

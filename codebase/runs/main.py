@@ -18,7 +18,8 @@ class IgnoringWriteErrors:
 
     def __init__(self, stream):
         self.stream = stream or open(os.devnull, "w")  # noqa: SIM115  (Python has None for a stream that is closed)
-        self.stream.reconfigure(errors="backslashreplace")  # for characters that the terminal does not have
+        if hasattr(self.stream, "reconfigure"):  # a notebook's stream has no such method
+            self.stream.reconfigure(errors="backslashreplace")  # for characters that the terminal does not have
 
     def write(self, text):
         with contextlib.suppress(OSError):

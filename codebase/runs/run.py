@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import itertools
 import os
+import re
 import sys
 import time
 import zlib
@@ -63,7 +64,8 @@ def open_run(model, flags, images, usual_data="mnist"):
         path = Path(flags.checkpoint)
         if not path.is_file():
             raise InputError(f"--checkpoint {path}: there is no such file.")
-        name = f"{name.rpartition('_run=')[0]}_checkpoint={path.stem}-{zlib.crc32(path.read_bytes()):08x}"
+        stem = re.sub(r"[^A-Za-z0-9.-]+", "-", path.stem)
+        name = f"{name.rpartition('_run=')[0]}_checkpoint={stem}-{zlib.crc32(path.read_bytes()):08x}"
     if len(set(processes.gather([name]))) > 1:
         raise InputError("the processes of this run have different data: one of them could not download it.")
     folder, logs = Path("checkpoints", name), Path("logs", name)
@@ -174,6 +176,7 @@ def train_run(run, model, batches, draw, splits, optimizer, training_step):
     write_results(run)
     if signals:
         again = "--resume 1" if flags.replicates == 1 else "the same command"
+        again += " without --overwrite 1" if flags.overwrite else ""
         print(f"stopped after step {step:,}, which is saved: {again} resumes it, --train 0 evaluates it.", flush=True)
         sys.exit(128 + signals[0])
 

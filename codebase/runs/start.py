@@ -39,6 +39,8 @@ def start_or_resume(run, model, optimizer, experiment):
             checkpoints.state_path(folder).unlink(missing_ok=True)
             files.clear(run.logs)
             files.clear(folder)
+        if not resumed:
+            files.clear(run.logs, "step=*")  # bounds of an older run's checkpoints
     if resumed:
         start, seconds = checkpoints.resume(folder, model, optimizer, experiment)
         print(f"resuming after step {start:,}", flush=True)

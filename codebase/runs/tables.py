@@ -139,7 +139,7 @@ def estimate(values):
 def difference(a, b, name, name_b=None):
     """Number `name` of configuration a minus name_b (or name) of b, paired by seed: {'mean', 'se', 'n'}.
 
-    Runs of one seed have the same initial weights and batches, so their difference is known more precisely than
+    Runs of one seed often have the same initial weights and batches; then their difference is known more precisely than
     either number. ValueError if no seed is in both.
     """
     first = dict(zip(a["seeds"], a["results"][name]["values"], strict=True))
