@@ -82,10 +82,10 @@ def the_only(configurations, name):
 
 
 def difference_table(first, second):
-    """A table of the numbers of two configurations, and of second minus first, paired by seed. If they differ in steps,
-    data or precision, these are its first rows.
+    """A table of the numbers of two configurations, and of second minus first, paired by seed.
 
-    InputError if no seed is in both.
+    Its first rows say in which of steps, data and precision they differ, and whether the runs of one of them differ in
+    torch or code. InputError if no seed is in both.
     """
     names = first["configuration"], second["configuration"]
     if not set(first["seeds"]) & set(second["seeds"]):

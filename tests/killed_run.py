@@ -21,7 +21,8 @@ from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
 from codebase import judge, train
-from codebase.runs import checkpoints
+from codebase.runs import checkpoints, files
+from codebase.runs import run as training
 
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
@@ -142,7 +143,8 @@ def die_at_write(n):
         write_whole(self, event)
 
     write_whole, RecordWriter.write = RecordWriter.write, write_event
-    checkpoints.open = Half
+    files.open = Half
+    training.try_out = lambda *args: None  # what it writes is not kept
     cut(os, "fsync")
     cut(os, "replace", after=True)
     cut(checkpoints, "prune")

@@ -1,6 +1,7 @@
 """What docs/reliability.md says: runs that are killed, stopped, short of disk space or of memory, or started twice."""
 
 import fcntl
+import itertools
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import killed_run
 import pytest
 import torch
 from conftest import ROOT, Trap, contents, same, save_digits
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from codebase import judge
@@ -145,6 +147,30 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path
     records = [json.loads((logs / "results.json").read_text()) for logs in (a, b)]
     assert records[0]["results"] == records[1]["results"]
     assert records[0]["trained"]["steps"] == records[1]["trained"]["steps"] == last
+
+
+@pytest.mark.slow
+def test_a_file_is_written_completely_or_not_at_all(tmp_path, flags):
+    """SIGKILL at each place of a write in turn, through a whole run: what has its own name can be read."""
+    incomplete = 0
+    for die_at in itertools.count(1):
+        folder = tmp_path / str(die_at)
+        folder.mkdir()
+        code = killed_run.finish(killed_run.start(folder, [*flags("run_vae.py"), "--iter_max", 2], die_at=die_at))
+        for path in folder.glob("*/*/*"):
+            incomplete += path.suffix == ".tmp"
+            if path.suffix == ".pt":
+                torch.load(path, weights_only=True)
+            elif path.suffix == ".png":
+                with Image.open(path) as picture:
+                    picture.load()
+            elif path.suffix == ".json":
+                json.loads(path.read_text())
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, output(folder)
+    assert die_at > 50
+    assert incomplete > 10  # files that were being written
 
 
 STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]

@@ -7,6 +7,7 @@ from torch import nn
 
 from codebase.errors import InputError
 from codebase.models.vae import VAE
+from codebase.runs import draw
 from codebase.runs.try_out import check_loss
 
 ONE = torch.ones(())
@@ -55,6 +56,22 @@ def test_an_error_in_a_method_that_is_used_later_comes_at_once(vae, folders, mon
     with pytest.raises(ValueError, match="my mistake"):
         vae("--z", 3)
     assert len(losses) <= 1  # no step of the training
+
+
+def test_what_is_drawn_may_write_files(vae, folders, monkeypatch):
+    """In the trial to a folder that is deleted, then to the run's."""
+    places = []
+
+    def own(run, model, splits, writer, step):
+        places.append(run.logs)
+        (run.logs / "own.txt").write_text(str(step))
+
+    monkeypatch.setattr(draw, "draw_samples", own)
+    assert vae("--z", 2, "--iter_max", 10)[0] == 0
+    trial, training = places
+    assert not trial.exists()
+    assert training.absolute() == folders()[1]
+    assert (training / "own.txt").read_text() == "10"
 
 
 def test_weights_that_are_no_tensors_cannot_be_saved(vae, monkeypatch):

@@ -58,8 +58,12 @@ def read(path):
         tensors += [torch.from_numpy(x).flatten(1), y]
     if shapes[0] != shapes[1]:
         raise InputError(f"{path}: x_train and x_test must hold images of the same size and number of channels.")
-    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", path.stem)
-    return f"{stem}-{checksum:08x}", str(path), shapes[0], classes, *tensors
+    return name_in_run(path, checksum), str(path), shapes[0], classes, *tensors
+
+
+def name_in_run(path, checksum):
+    """The name of a file in the name of a run: 'my images.npz' is 'my-images-1a2b3c4d'. checksum: of its contents."""
+    return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', path.stem)}-{checksum:08x}"
 
 
 def is_binary(x):

@@ -23,10 +23,8 @@ def save_grid(run, name, images, writer=None, step=None, columns=20, description
 def save_picture(run, name, picture, writer=None, step=None, description=""):
     """Write a picture (3, H, W) in [0, 1] to logs/<run>/<name>.png, and to TensorBoard if there is a writer.
 
-    description: its legend in TensorBoard. If run.logs is None, nothing is written (try_out.py).
+    description: its legend in TensorBoard.
     """
-    if run.logs is None:
-        return
     from torchvision.utils import save_image
 
     png = io.BytesIO()

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import itertools
 import os
-import re
 import sys
 import time
 import zlib
@@ -16,6 +15,7 @@ import torch
 
 from codebase import evaluate, fast, matmul_precision, processes
 from codebase.data import Data
+from codebase.data.npz import name_in_run
 from codebase.errors import InputError
 from codebase.runs import checkpoints, files
 from codebase.runs.environment import choose_device, environment
@@ -64,8 +64,7 @@ def open_run(model, flags, images, usual_data="mnist"):
         path = Path(flags.checkpoint)
         if not path.is_file():
             raise InputError(f"--checkpoint {path}: there is no such file.")
-        stem = re.sub(r"[^A-Za-z0-9.-]+", "-", path.stem)
-        name = f"{name.rpartition('_run=')[0]}_checkpoint={stem}-{zlib.crc32(path.read_bytes()):08x}"
+        name = f"{name.rpartition('_run=')[0]}_checkpoint={name_in_run(path, zlib.crc32(path.read_bytes()))}"
     if len(set(processes.gather([name]))) > 1:
         raise InputError("the processes of this run have different data: one of them could not download it.")
     folder, logs = Path("checkpoints", name), Path("logs", name)

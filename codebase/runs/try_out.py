@@ -1,6 +1,8 @@
 """A trial of a new model before its training, so that an error in it does not come hours later, at a checkpoint."""
 
 import contextlib
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -12,10 +14,11 @@ def try_out(run, model, batches, draw, splits):
     """Compute the loss of one batch and the bounds of two images, and draw the pictures, as a training does later.
 
     The arguments are as in run.train_or_load. Weights, buffers, random numbers and files are as before. InputError if
-    the loss or the weights are not what the training expects; other errors are those of the model's own code.
+    the loss or the weights are not what the training expects; other errors are those of the model's own code. What
+    `draw` writes to run.logs goes to a folder that is deleted at the end.
     """
     logs, before = run.logs, [buffer.clone() for buffer in model.buffers()]
-    with evaluate.evaluating(model):
+    with evaluate.evaluating(model), tempfile.TemporaryDirectory() as folder:
         try:
             with torch.enable_grad():
                 model.train()
@@ -29,7 +32,7 @@ def try_out(run, model, batches, draw, splits):
                 with contextlib.suppress(NonFiniteError):  # the training may make them finite
                     evaluate.elbo(model, two), evaluate.iwae(model, two, [2])
                 evaluate.latent_units(model, two)
-            run.logs = None  # no files
+            run.logs = Path(folder)
             draw(None, None)
         finally:
             run.logs = logs
