@@ -63,17 +63,18 @@ def evaluating(model):
             model.train(was_training)
 
 
-def each_chunk(function, split, size):
+def each_chunk(function, split, size, noise=False):
     """function(*chunk) for each chunk of `size` images of a split, concatenated: {name: tensor}, one row per image.
 
     function: x, *y as floats -> {name: tensor}, one row per image. The random seed of chunk i is i, so the results do
-    not depend on how many processes share the chunks. To be called inside `evaluating`.
+    not depend on how many processes share the chunks. noise: see dequantised. To be called inside `evaluating`.
     """
     parts = list(zip(*(t.split(size) for t in split), strict=True))
     own = []
     for i in range(processes.rank(), len(parts), processes.size()):
         torch.manual_seed(i)
-        results = function(*map(scaled, parts[i]))
+        x, *y = map(scaled, parts[i])
+        results = function(dequantised(x) if noise else x, *y)
         own.append({name: values.cpu() for name, values in results.items()})
     every = processes.gather(own)
     return {name: torch.cat([each[name] for each in every]).to(split[0].device) for name in every[0]}
@@ -84,19 +85,22 @@ def chunk_size(x, labels=1):
     return max(1, MAX_ROWS * 784 // max(784, x.shape[1]) * 10 // max(10, labels))
 
 
-def elbo(model, split):
-    """The negative ELBO and its terms on a split, in nats: {'nelbo', 'kl', 'rec': Estimate}. Unbiased."""
+def elbo(model, split, noise=False):
+    """The negative ELBO and its terms on a split, in nats: {'nelbo', 'kl', 'rec': Estimate}. Unbiased.
+
+    noise: of the images with noise; see dequantised.
+    """
 
     def terms(x, *y):
         draws = [model.elbo_terms(x, *y) for _ in range(ELBO_SAMPLES)]
         return {name: sum(draw[name] for draw in draws) / ELBO_SAMPLES for name in draws[0]}
 
     with evaluating(model):
-        of_images = each_chunk(terms, split, chunk_size(split[0], model.labels_per_image))
+        of_images = each_chunk(terms, split, chunk_size(split[0], model.labels_per_image), noise)
     return {name: over_images(values) for name, values in of_images.items()}
 
 
-def iwae(model, split, ms=(1, 10, 100, 1000)):
+def iwae(model, split, ms=(1, 10, 100, 1000), noise=False):
     """The negative IWAE bounds -L_m on a split, in nats, and how far to trust them.  (Problem 3.3)
 
     Returns {m: Estimate}, each unbiased, and an Estimate of the relative effective sample size of an image's max(ms)
@@ -106,6 +110,7 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
     All bounds come from the same M = max(ms) samples of each image. L_m is averaged over M // m disjoint groups of m
     samples, which is more precise than one group. If each m divides the next one, a larger m never has a looser bound.
     Memory is limited by MAX_ROWS, except for the log-weights of MAX_IMAGES images: 4 bytes for each sample.
+    noise: of the images with noise; see dequantised.
     """
     largest, labels = max(ms), model.labels_per_image
     hidden = processes.torchrun_rank_and_size()[0] > 0
@@ -124,21 +129,25 @@ def iwae(model, split, ms=(1, 10, 100, 1000)):
         return of_m | {"ess": ess}
 
     with evaluating(model), bar:
-        of_images = each_chunk(bounds, split, min(MAX_IMAGES, chunk_size(split[0], labels)))
+        of_images = each_chunk(bounds, split, min(MAX_IMAGES, chunk_size(split[0], labels)), noise)
     ess = over_images(of_images.pop("ess"))
     return {m: over_images(values) for m, values in of_images.items()}, ess
 
 
-def bits_per_dimension(nats, dimensions, density=True):
-    """An Estimate of -log p(x), in nats, as bits per dimension of an image of 8-bit values.
+def dequantised(x):
+    """8-bit values k / 255 with noise: x + u, u uniform on the interval of length 1 / 255 around 0."""
+    return x + (torch.rand_like(x) - 0.5) / 255
 
-    The values of a pixel are k / 255. The probability of such a value is its density times their spacing, 1 / 255 (for
-    a normal of variance 0.1 up to a relative error of 6e-5), so an image of X values has
-    -log P = -log p(x) + X log 255, in nats; divided by X log 2 it is in bits per dimension. density=False is for a
-    divergence: the terms log 255 cancel in it.
+
+def bits_per_dimension(nats, dimensions, is_density):
+    """An Estimate of a bound on -log p(x), in nats, as bits per dimension, for images of `dimensions` 8-bit values.
+
+    If p is a density, it must be that of the images with noise, `dequantised`. The probability P of an image is the
+    integral of p over the cube of side 1 / 255 around it, so by Jensen's inequality -log P <= E_u[-log p(x + u)] +
+    X log 255: the bits are an upper bound (Theis et al. 2016, section 3.1), and exact if p is constant in each cube.
     """
     per_bit = dimensions * math.log(2)
-    return Estimate(nats.mean / per_bit + (math.log2(255) if density else 0), nats.se / per_bit, nats.n)
+    return Estimate(nats.mean / per_bit + (math.log2(255) if is_density else 0), nats.se / per_bit, nats.n)
 
 
 def classify(model, x):
@@ -175,26 +184,16 @@ def mistakes(log_q, y):
 
 
 def posterior_means(model, split):
-    """For each image and each dimension of z, {'mean': E[z|x], 'kl': its KL in nats}, each (N, D).
-
-    Without 'kl' if it has no closed form.
-    """
-
-    def units(x, *y):
-        mean, kl = model.latent_units(x, *y)
-        return {"mean": mean} if kl is None else {"mean": mean, "kl": kl}
-
+    """E[z|x] under q(z|x), for each image of a split. Returns (N, D)."""
     with evaluating(model):
-        return each_chunk(units, split, chunk_size(split[0], model.labels_per_image))
+        means = each_chunk(lambda *xy: {"z": model.mean_z(*xy)}, split, chunk_size(split[0], model.labels_per_image))
+    return means["z"]
 
 
 def latent_units(model, split):
-    """How much the dimensions of z are used on a split: {'active', 'units', 'kl'}.
+    """How many dimensions of z are used on a split: {'active', 'units'}.
 
-    A unit is active if its posterior mean varies with the image: Var_x(E[z_u|x]) > 0.01 (Burda et al. 2016, section
-    5). 'kl' lists each unit's KL in nats, averaged over images, or is None if there is no closed form.
+    A unit is active if its posterior mean varies with the image: Var_x(E[z_u|x]) > 0.01 (Burda et al. 2016, section 5).
     """
-    of_images = posterior_means(model, split)
-    means = of_images["mean"]  # (N, D)
-    kl = of_images["kl"].mean(0).tolist() if "kl" in of_images else None
-    return {"active": int((means.var(0, correction=0) > 0.01).sum()), "units": means.shape[1], "kl": kl}
+    means = posterior_means(model, split)  # (N, D)
+    return {"active": int((means.var(0, correction=0) > 0.01).sum()), "units": means.shape[1]}

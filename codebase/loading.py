@@ -1,5 +1,6 @@
 """A trained model from its files, for a notebook: codebase.load."""
 
+import re
 from pathlib import Path
 
 from codebase.errors import InputError
@@ -15,7 +16,8 @@ def load(path, model=None, device="cpu"):
 
     path: a run's folder under checkpoints/, for its newest weights, or a file of weights, also of the homework's own
     code. model: a model to fill. Without it, class and sizes are inferred from the weights, which works for the four
-    models with the homework's networks. Raises InputError if there are no weights, or they do not fit.
+    models with the homework's networks. Raises InputError if there are no weights, if they do not fit, or if the run's
+    folder names another model than the one inferred: a model of one's own may have weights of the same shapes.
     """
     path = Path(path)
     if path.is_dir():
@@ -42,7 +44,15 @@ def model_of(weights, path):
     classes = n_in - z_dim
     sizes = {"z_dim": z_dim, "x_dim": x_dim, "n_hidden": n_hidden}
     if k is not None:
-        return GMVAE(k=k, **sizes)
-    if "cls.net.4.weight" in weights:
-        return SSVAE(classes=classes, **sizes)
-    return FSVAE(classes=classes, **sizes) if classes > 0 else VAE(**sizes)
+        model = GMVAE(k=k, **sizes)
+    elif "cls.net.4.weight" in weights:
+        model = SSVAE(classes=classes, **sizes)
+    else:
+        model = FSVAE(classes=classes, **sizes) if classes > 0 else VAE(**sizes)
+    of_run = re.match(r"model=(\w+?)_[^\W_]+=", path.absolute().parent.name)  # model=NAME_FLAG=...
+    if of_run and of_run[1] != type(model).__name__.lower():
+        raise InputError(
+            f"{path} is of the model {of_run[1]}, although it has the weights of a {type(model).__name__}: give the "
+            "model, too: load(path, model)."
+        )
+    return model

@@ -110,8 +110,8 @@ def low_high(configuration, name, digits=2):
 def bits(configuration, name, dimensions=3072):
     """A number of the FSVAE in bits per dimension, of images of 32 × 32 values in three colours."""
     nats = number(configuration, name)
-    estimate = evaluate.bits_per_dimension(evaluate.Estimate(nats["mean"], nats["se"], len(nats["values"])), dimensions)
-    return f"{estimate:.4f}"
+    estimate = evaluate.Estimate(nats["mean"], nats["se"], len(nats["values"]))
+    return f"{evaluate.bits_per_dimension(estimate, dimensions, is_density=True):.4f}"
 
 
 def rms_error(configuration, dimensions=3072, variance=0.1):

@@ -242,6 +242,8 @@ class LinearGaussian(VAE):
     that, with its mean moved by `shift` and its variance multiplied by `widen`.
     """
 
+    is_density = True
+
     def __init__(self, x_dim=6, z_dim=3, s=0.3, shift=0.0, widen=1.0, iw=1):
         super().__init__(z_dim, iw, x_dim=x_dim)
         columns = torch.linalg.qr(torch.randn(x_dim, z_dim, dtype=torch.float64))[0]
@@ -258,13 +260,18 @@ class LinearGaussian(VAE):
         m, v = self.true_posterior(x)
         return m + self.shift, v * self.widen
 
+    def mean_x(self, z):
+        return z @ self.w.T
+
     def log_likelihood(self, x, z):
-        return log_normal(x, z @ self.w.T, self.s)
+        return log_normal(x, self.mean_x(z), self.s)
 
     def draw(self, n):
         """n images from p(x)."""
         z = torch.randn(n, self.w.shape[1], dtype=torch.float64)
-        return z @ self.w.T + self.s.sqrt() * torch.randn(n, len(self.w), dtype=torch.float64)
+        return self.mean_x(z) + self.s.sqrt() * torch.randn(n, len(self.w), dtype=torch.float64)
+
+    sample_x = draw
 
     def log_p(self, x):
         """log p(x) = log N(x; 0, W W' + s I). (n,)"""
@@ -278,6 +285,8 @@ class LabelledLinearGaussian(SSVAE):
 
     The classifier is an arbitrary one, so that q(y|x) is not the true posterior.
     """
+
+    is_density, mean_x, sample_x = True, None, None
 
     def __init__(self, classes=3, **linear_gaussian):
         super().__init__(z_dim=3, classes=classes, x_dim=6)
@@ -310,6 +319,8 @@ class LabelledLinearGaussian(SSVAE):
 
 class ConditionalLinearGaussian(FSVAE):
     """An FSVAE whose log p(x|y) is known: given y, x minus an offset of that label is as in LinearGaussian."""
+
+    is_density, mean_x, sample_x = True, None, None
 
     def __init__(self, classes=3, **linear_gaussian):
         super().__init__(z_dim=3, classes=classes)

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 from torch.distributions import Normal
 
+from codebase import data
 from codebase.models.gmvae import GMVAE
 from codebase.models.vae import VAE
 from codebase.runs import draw
@@ -32,6 +33,8 @@ class ShowsZ(VAE):
 
 
 class MovedPrior(ShowsZ):
+    kl = GMVAE.kl
+
     def log_prior(self, z):
         return Normal(1.0, 2.0).log_prob(z).sum(-1)
 
@@ -67,7 +70,7 @@ def images(n, d):
 
 @pytest.mark.parametrize("kind", [ShowsZ, MovedPrior])
 def test_a_row_of_the_traversal_changes_one_unit(tmp_path, kind):
-    """From -3 to 3 standard deviations of the prior. Units with larger posterior means have the larger KL: 2, 1, 0."""
+    """From -3 to 3 standard deviations of the prior. The units by the variance of their posterior means: 2, 1, 0."""
     model, x = kind(), images(40, 3)
     z = as_z(drawn(tmp_path, model, x)["traversal"])
     mean, deviation = (0, 1) if kind is ShowsZ else (1, 2)
@@ -155,31 +158,31 @@ class ShowsLabels(ShowsZ):
 
     def __init__(self):
         super().__init__(6)
+        self.classes = 3
 
     def posterior(self, x, y):
         return super().posterior(x)
-
-    def latent_units(self, x, y):
-        return VAE.latent_units(self, x, y)
 
     def mean_x(self, z, y):
         return torch.cat([y.expand(*z.shape[:-1], 3), super().mean_x(z)[..., 3:]], dim=-1)
 
 
 def test_labels_of_the_latent_pictures(tmp_path):
-    """An interpolation is within one class, in the order of the classes; the traversal has the first image's label."""
-    classes = torch.tensor([2, 0, 1, 0, 2])
-    x, y = images(5, 6), torch.eye(3)[classes]
-    run = SimpleNamespace(data=SimpleNamespace(shape=(1, 1, 6)), logs=tmp_path)
+    """The true ones of the test subset, given or not: an interpolation is within one class, in the order of the
+    classes; the traversal has the first image's label."""
+    y, x = torch.tensor([2, 0, 1, 0, 2, 1, 1]), images(7, 6)
+    run = SimpleNamespace(data=SimpleNamespace(name="mine", shape=(1, 1, 6), classes=3, y_test=y), logs=tmp_path)
+    rows = data.test_subset(run.data)
+    x = x[rows]
     with torch.no_grad():
-        draw.draw_latent(run, ShowsLabels(), {"subset": (x, y), "test": (x, y)}, None, None)
+        draw.draw_latent(run, ShowsLabels(), {"subset": (x,), "test": (x,)}, None, None)
     labels = {}
     for name in ("interpolations", "traversal"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             pixels = np.asarray(picture)[1::2, 1:, 0]
         labels[name] = pixels.reshape(len(pixels), -1, 7)[..., :3].argmax(-1)
     assert labels["interpolations"][:, 1:-1].tolist() == [[c] * draw.COLUMNS for c in (0, 1, 2)]
-    assert labels["traversal"].tolist() == [[2] * draw.COLUMNS] * 6
+    assert labels["traversal"].tolist() == [[y[rows[0]]] * draw.COLUMNS] * 6
 
 
 def test_a_mixture_has_these_pictures_too(tmp_path):

@@ -42,7 +42,7 @@ def test_a_loss_as_it_should_be():
         check_loss((loss.detach(), {}))
 
 
-@pytest.mark.parametrize("name", ["elbo_terms", "log_weights", "latent_units", "mean_x", "reconstruct"])
+@pytest.mark.parametrize("name", ["elbo_terms", "log_weights", "mean_z", "mean_x", "reconstruct"])
 def test_an_error_in_a_method_that_is_used_later_comes_at_once(vae, folders, monkeypatch, name):
     """Also with --train 1, where the IWAE bounds are computed only in an evaluation."""
     losses = []

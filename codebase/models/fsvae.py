@@ -4,9 +4,9 @@
     p(x|y,z) = N(x; mu(y, z), 0.1 I),         mu from dec(z, y)
     q(z|x,y) = N(z; m(x, y), diag v(x, y)),   m, v from enc(x, y)
 
-The label y is always observed, so everything is conditioned on it. The bounds (negative_elbo_bound: bonus 2) are the
-VAE's, given y: bounds on log p(x|y). Only the likelihood differs. It is a density: its log is positive if the model is
-good.
+The label y is always observed, so everything is conditioned on it. negative_elbo_bound (bonus 2) is that of vae.py
+given y, with the likelihood from here: a bound on log p(x|y). p(x|y) is a density, whose log is positive if the model
+is good.
 
 Dimension letters: B images, X pixels, D latent dimensions, C classes.
 """
@@ -20,6 +20,8 @@ from codebase.utils import log_normal
 
 class FSVAE(VAE):
     """FSVAE of images x in [0, 1]^X, channel first; X = 3072: 32 x 32 in colour. classes: C. The others as in VAE."""
+
+    is_density = True
 
     def __init__(self, z_dim=10, iw=1, *, classes=10, x_dim=3072, n_hidden=500, **networks):
         super().__init__(z_dim, iw, x_dim=x_dim, y_dim=classes, n_hidden=n_hidden, **networks)

@@ -1,8 +1,9 @@
 """The VAE with a mixture of Gaussians as its prior (homework, Problem 2). Everything else is as in vae.py.
 
-negative_elbo_bound (Problem 2.1) and negative_iwae_bound (Problem 3.4) are inherited; they call the log_prior below.
-
     p(z) = (1/K) sum_i N(z; mu_i, diag sigma_i^2), learned, with uniform weights
+
+negative_elbo_bound (Problem 2.1) and negative_iwae_bound (Problem 3.4) are those of vae.py, with the prior and its kl
+from here.
 
 Dimension letters: B images, D latent dimensions, K components.
 """
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from codebase.models.vae import VAE
-from codebase.utils import gaussian_parameters, log_normal_mixture, sample_gaussian
+from codebase.utils import gaussian_parameters, log_normal, log_normal_mixture, sample_gaussian
 
 
 class GMVAE(VAE):
@@ -21,6 +22,7 @@ class GMVAE(VAE):
 
     def __init__(self, z_dim=10, k=500, iw=1, **networks):
         super().__init__(z_dim, iw, **networks)
+        del self.z_prior_m, self.z_prior_v  # not this prior
         # The first k rows are the means, the other k the variances before the softplus.
         self.z_pre = nn.Parameter(torch.randn(1, 2 * k, z_dim) / math.sqrt(k * z_dim))
         self.register_buffer("pi", torch.full((k,), 1 / k))  # the uniform weights, as in the homework's files
@@ -32,6 +34,13 @@ class GMVAE(VAE):
     def log_prior(self, z):
         """log p(z) in nats, exact. z: (..., B, D). Returns (..., B)."""
         return log_normal_mixture(z, *self.prior())
+
+    def kl(self, z, qm, qv):
+        """log q(z|x) - log p(z) at z ~ q(z|x), in nats: D_KL(q(z|x) || p(z)) without bias; may be negative.
+
+        z, qm, qv: (..., B, D). Returns (..., B).  (Problem 2.1)
+        """
+        return log_normal(z, qm, qv) - self.log_prior(z)
 
     def sample_z(self, n):
         """n draws of z ~ p(z): first a component by its weight, then z from it. Returns (n, D)."""

@@ -19,7 +19,7 @@ from torch import nn
 
 from codebase.models.vae import VAE
 from codebase.nns import MLP, apply
-from codebase.utils import kl_cat, log_mean_exp
+from codebase.utils import kl_cat, log_mean_exp, sample_gaussian
 
 
 class SSVAE(VAE):
@@ -43,30 +43,26 @@ class SSVAE(VAE):
 
     # The bounds
 
-    def labelled_elbo_terms(self, x, y):
-        """-ELBO(x, y) of each image with its label, a bound on -log p(x, y), and its terms, in nats. Not in the loss.
-
-        x: (B, X); y: (B, C). Returns {'nelbo', 'kl_z', 'kl_y', 'rec'}, each (B,): nelbo = kl_z + kl_y + rec,
-        kl_z = D_KL(q(z|x, y) || p(z)), kl_y = -log p(y) = log C, rec = -log p(x|y, z) at one z ~ q(z|x, y).
-        """
-        given_y = super().elbo_terms(x, y)  # terms of the bound on log p(x|y)
-        kl_y = torch.full_like(given_y["kl"], math.log(self.classes))  # (B,)
-        return {"nelbo": given_y["nelbo"] + kl_y, "kl_z": given_y["kl"], "kl_y": kl_y, "rec": given_y["rec"]}
-
     def elbo_terms(self, x):
-        """-ELBO(x) of each image and its terms, in nats; exact over y, one z ~ q(z|x, y) for each y.  (Problem 4.2)
+        """-ELBO(x) of each image and its terms, in nats; exact over y, one z^(y) ~ q(z|x, y) for each y.  (Problem 4.2)
 
-        x: (B, X). Returns {'nelbo', 'kl_z', 'kl_y', 'rec'}, each (B,): nelbo = kl_z + kl_y + rec,
-        kl_z = E_q(y|x) D_KL(q(z|x, y) || p(z)), kl_y = D_KL(q(y|x) || p(y)), and rec, which estimates the
-        reconstruction loss E_q(y,z|x)[-log p(x|y, z)] without bias.
+        x: (B, X). Returns {'nelbo', 'kl_y', 'kl_z', 'rec'}, each (B,): nelbo = kl_y + kl_z + rec,
+        kl_y = D_KL(q(y|x) || p(y)), kl_z = sum_y q(y|x) D_KL(q(z|x, y) || p(z)), and
+        rec = sum_y q(y|x) [-log p(x|y, z^(y))], which estimates the reconstruction loss without bias.
         """
         log_q = self.log_q_y(x)  # (B, C)
-        q = log_q.exp()
-        given_y = super().elbo_terms(x, self.every_y)  # kl and rec, each (C, B)
-        kl_y = kl_cat(q, log_q, torch.full_like(log_q, -math.log(self.classes)))  # (B,)
-        kl_z = (q.T * given_y["kl"]).sum(0)  # (B,)
-        rec = (q.T * given_y["rec"]).sum(0)  # (B,)
-        return {"nelbo": kl_z + kl_y + rec, "kl_z": kl_z, "kl_y": kl_y, "rec": rec}
+        q, log_p = log_q.exp(), torch.full_like(log_q, -math.log(self.classes))  # (B, C)
+        qm, qv = self.posterior(x, self.every_y)  # (C, B, D)
+        z = sample_gaussian(qm, qv)  # (C, B, D)
+        kl_y = kl_cat(q, log_q, log_p)  # (B,)
+        kl_z = (q.T * self.kl(z, qm, qv)).sum(0)  # (B,)
+        rec = (q.T * -self.log_likelihood(x, z, self.every_y)).sum(0)  # (B,)
+        return {"nelbo": kl_y + kl_z + rec, "kl_y": kl_y, "kl_z": kl_z, "rec": rec}
+
+    def negative_elbo_bound(self, x):
+        """-ELBO(x) averaged over the batch, in nats. x: (B, X). Returns scalars (nelbo, kl_z, kl_y, rec)."""
+        terms = self.elbo_terms(x)
+        return terms["nelbo"].mean(), terms["kl_z"].mean(), terms["kl_y"].mean(), terms["rec"].mean()
 
     def log_weights(self, x, iw):
         """The logs of w_i = sum_y p(y) p(x, z_iy|y) / q(z_iy|x, y), with one z_iy ~ q(z|x, y) for every y, in nats.
@@ -96,19 +92,14 @@ class SSVAE(VAE):
             terms = terms | {"gen/elbo": -nelbo, "gen/kl_z": kl_z, "gen/kl_y": kl_y, "gen/rec": rec}
         return loss, terms
 
-    # Sampling, reconstruction, and the use of the latent units
+    # Sampling, and the mean of z
 
     def sample_x(self, n):
         """n draws of a binary image x ~ p(x), each with its own label y ~ p(y). Returns (n, X) in {0, 1}."""
         y = self.every_y[torch.randint(self.classes, (n,), device=self.every_y.device), 0]  # (n, C)
         return super().sample_x(n, y)
 
-    def labels(self, x):
-        """The y of largest q(y|x). x: (B, X). Returns ((B, C),), one-hot."""
-        return (self.every_y[self.log_q_y(x).argmax(-1), 0],)
-
-    def latent_units(self, x):
-        """As in VAE, averaged over q(y|x). Returns (E[z|x], KL), each (B, D)."""
+    def mean_z(self, x):
+        """E[z|x] = sum_y q(y|x) E[z|x, y]. x: (B, X). Returns (B, D)."""
         q = self.log_q_y(x).exp().T.unsqueeze(-1)  # (C, B, 1)
-        means, kl = super().latent_units(x, self.every_y)  # (C, B, D)
-        return (q * means).sum(0), None if kl is None else (q * kl).sum(0)
+        return (q * super().mean_z(x, self.every_y)).sum(0)

@@ -5,7 +5,8 @@
     q(z|x) = N(z; m(x), diag v(x)),   m, v from enc(x)
 
 A model is defined by its densities; the bounds below are computed from them. A subclass with another prior overrides
-log_prior and sample_z. One with another likelihood overrides log_likelihood, mean_x and sample_x.
+log_prior, sample_z and kl; one with another likelihood log_likelihood, mean_x, sample_x and is_density. One with
+another posterior than a diagonal normal overrides the bounds elbo_terms and log_weights.
 
 *y are labels, one-hot rows (..., B, C), for the models that condition on them (Problem 4, bonus). The methods here only
 pass them on: posterior(x, y) is then q(z|x, y), log_likelihood(x, z, y) is log p(x|y, z), and the bounds are those of
@@ -20,6 +21,7 @@ from torch import nn
 
 from codebase.nns import MLP, apply
 from codebase.utils import (
+    duplicate,
     gaussian_parameters,
     kl_normal,
     log_bernoulli_with_logits,
@@ -27,6 +29,14 @@ from codebase.utils import (
     log_normal,
     sample_gaussian,
 )
+
+BELONGS_TO = {  # who overrides the first must override the others, too: otherwise they would be another model's
+    "log_prior": ("sample_z", "kl"),
+    "sample_z": ("log_prior",),
+    "log_likelihood": ("mean_x", "sample_x", "is_density"),
+    "elbo_terms": ("log_weights",),
+    "log_weights": ("elbo_terms",),
+}
 
 
 class VAE(nn.Module):
@@ -38,6 +48,7 @@ class VAE(nn.Module):
     modules are called with two arguments, the second one (N, y_dim).
     """
 
+    is_density = False  # is log_likelihood the log of a density, or of a probability?
     labels_per_image = 1  # C if the bounds sum over all labels: then the networks get C rows for each image
 
     def __init__(self, z_dim=10, iw=1, *, x_dim=784, y_dim=0, n_hidden=300, enc=None, dec=None):
@@ -45,12 +56,24 @@ class VAE(nn.Module):
         self.z_dim, self.iw, self.x_dim = z_dim, iw, x_dim
         self.enc = MLP(x_dim + y_dim, n_hidden, 2 * z_dim) if enc is None else enc
         self.dec = MLP(z_dim + y_dim, n_hidden, x_dim) if dec is None else dec
-        # N(0, I). In the state_dict, as in the homework's files, unless the model has another prior.
-        self.standard_prior = type(self).log_prior is VAE.log_prior
-        self.register_buffer("z_prior_m", torch.zeros(1), persistent=self.standard_prior)
-        self.register_buffer("z_prior_v", torch.ones(1), persistent=self.standard_prior)
+        self.register_buffer("z_prior_m", torch.zeros(1))  # N(0, I), saved as in the homework's files
+        self.register_buffer("z_prior_v", torch.ones(1))
         # The training loop writes the number of finished steps here, for a loss that changes during training.
         self.register_buffer("step", torch.tensor(0), persistent=False)
+
+    def __init_subclass__(cls, **kwargs):
+        """TypeError if a subclass overrides only a part of what BELONGS_TO lists together."""
+        super().__init_subclass__(**kwargs)
+        definer = {}  # {name: the class that defines it, as a position in the order in which Python looks for it}
+        for position, base in reversed(list(enumerate(cls.__mro__))):
+            definer |= dict.fromkeys(vars(base), position)
+        for name, others in BELONGS_TO.items():
+            missing = [other for other in others if definer[other] > definer[name]]
+            if missing:
+                raise TypeError(
+                    f"{cls.__name__} overrides {name}, so it needs its own {' and '.join(missing)}: the inherited ones "
+                    f"are those of another model. Where one is right, say so: {missing[0]} = VAE.{missing[0]}"
+                )
 
     # The densities
 
@@ -67,14 +90,11 @@ class VAE(nn.Module):
         return log_bernoulli_with_logits(x, apply(self.dec, z, *y))
 
     def kl(self, z, qm, qv):
-        """D_KL(q(z|x) || p(z)) in nats. z, a sample from q(z|x), and qm, qv: (..., B, D). Returns (..., B).
+        """D_KL(q(z|x) || p(z)) in nats, in closed form: both are normal. qm, qv: (..., B, D). Returns (..., B).
 
-        In closed form if p(z) is the N(0, I) of this class. For any other log_prior it is log q(z|x) - log p(z) at the
-        sample: an unbiased estimate, which may be negative.  (Problem 2.1)
+        z, a sample from q(z|x), (..., B, D), is not used here; other priors have no closed form.
         """
-        if self.standard_prior:
-            return kl_normal(qm, qv, self.z_prior_m, self.z_prior_v)
-        return log_normal(z, qm, qv) - self.log_prior(z)
+        return kl_normal(qm, qv, self.z_prior_m, self.z_prior_v)
 
     # The bounds
 
@@ -90,6 +110,11 @@ class VAE(nn.Module):
         rec = -self.log_likelihood(x, z, *y)  # (..., B)
         return {"nelbo": kl + rec, "kl": kl, "rec": rec}
 
+    def negative_elbo_bound(self, x, *y):
+        """-ELBO averaged over the batch, in nats. x: (B, X). Returns scalars (nelbo, kl, rec).  (Problem 1.2)"""
+        terms = self.elbo_terms(x, *y)
+        return terms["nelbo"].mean(), terms["kl"].mean(), terms["rec"].mean()
+
     def log_weights(self, x, iw, *y):
         """The logs of the importance weights w_i = p(x, z_i) / q(z_i|x), z_i ~ q(z|x), i = 1, ..., M = iw, in nats.
 
@@ -97,17 +122,10 @@ class VAE(nn.Module):
         the same sample z_i, never in closed form, and rec = -log p(x|z_i). E[w_i] = p(x).  (Problem 3.2)
         """
         qm, qv = self.posterior(x, *y)  # (..., B, D)
-        z = sample_gaussian(qm.expand(iw, *qm.shape), qv)  # (M, ..., B, D)
+        z = sample_gaussian(duplicate(qm, iw).reshape(iw, *qm.shape), qv)  # (M, ..., B, D)
         kl = log_normal(z, qm, qv) - self.log_prior(z)  # (M, ..., B)
         rec = -self.log_likelihood(x, z, *y)  # (M, ..., B)
         return -(kl + rec), kl, rec
-
-    def negative_elbo_bound(self, x, *y):
-        """-ELBO averaged over the batch, in nats. x: (B, X).  (Problem 1.2)
-
-        Returns scalars, in the order of elbo_terms: (nelbo, kl, rec), for the SSVAE (nelbo, kl_z, kl_y, rec).
-        """
-        return tuple(term.mean() for term in self.elbo_terms(x, *y).values())
 
     def negative_iwae_bound(self, x, iw, *y):
         """-L_m = -E[log (1/m) sum_i w_i], m = iw, averaged over the batch, in nats; see log_weights.  (Problem 3.2)
@@ -126,11 +144,7 @@ class VAE(nn.Module):
             loss, kl, rec = self.negative_iwae_bound(x, self.iw, *y)
         return loss, {"gen/elbo": -(kl + rec), "gen/kl_z": kl, "gen/rec": rec}
 
-    def forward(self, *batch):
-        """loss(*batch), so that the model can be called, also by DistributedDataParallel: model(*batch)."""
-        return self.loss(*batch)
-
-    # Sampling, reconstruction, and the use of the latent units
+    # Sampling, reconstruction, and the mean of z
 
     def sample_z(self, n):
         """n draws of z ~ p(z). Returns (n, D)."""
@@ -144,20 +158,10 @@ class VAE(nn.Module):
         """n draws of a binary image x ~ p(x). Returns (n, X) in {0, 1}."""
         return torch.bernoulli(self.mean_x(self.sample_z(n), *y))
 
-    def labels(self, x, *y):
-        """The labels of images x (B, X), for the methods that take *y. They are given; a subclass may infer them."""
-        return y
+    def mean_z(self, x, *y):
+        """E[z|x] under q(z|x). x: (B, X). Returns (..., B, D)."""
+        return self.posterior(x, *y)[0]
 
     def reconstruct(self, x, *y):
-        """E[x'|y, z] at the mean z of q(z|x, y), y = labels(x). x: (B, X). Returns (B, X) in [0, 1]."""
-        y = self.labels(x, *y)
+        """E[x'|z] at the mean z of q(z|x). x: (B, X). Returns (B, X) in [0, 1]."""
         return self.mean_x(self.posterior(x, *y)[0], *y)
-
-    def latent_units(self, x, *y):
-        """For each dimension of z, its posterior mean and its part of the KL, in nats.
-
-        x: (B, X). Returns (E[z|x], KL), each (..., B, D); None for the KL if the prior is not N(0, I).
-        """
-        qm, qv = self.posterior(x, *y)
-        each = (t.unsqueeze(-1) for t in (qm, qv))  # a Gaussian for each dimension
-        return qm, kl_normal(*each, self.z_prior_m, self.z_prior_v) if self.standard_prior else None

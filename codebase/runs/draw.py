@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from codebase import evaluate
-from codebase.data import scaled
+from codebase.data import one_hot, scaled, test_subset
 from codebase.runs.pictures import save_grid, save_picture
 
 CLASSES = 50  # pictures with a row for each class show at most this many, the first ones
@@ -49,13 +49,13 @@ def draw_latent(run, model, splits, writer, step):
     interpolations.png: each row begins and ends with a test image, both of one class if the model has labels. Between
     them are means of p(x|z), for z on the straight line between the posterior means of the two images.
     traversal.png: the first test image, but in each row one unit of z goes from -3 to 3 standard deviations of the
-    prior. The rows are the units of largest KL; without a closed form of the KL, those whose posterior means vary most.
+    prior. The rows are the units whose posterior means vary most over the images.
     If z has two dimensions, manifold.png and posterior.png take the place of the traversal; see draw_plane.
     """
     draws = model.sample_z(PRIOR_DRAWS)  # (PRIOR_DRAWS, D)
-    x, *y = splits["subset"]
-    x = scaled(x)
-    y = model.labels(x, *y)
+    x, y = scaled(splits["subset"][0]), []
+    if hasattr(model, "classes"):  # the true labels, also for the SSVAE
+        y = [one_hot(run.data.y_test[test_subset(run.data)], model.classes).to(x.device)]
     z = model.posterior(x, *y)[0]  # (n, D)
 
     first, last = pairs(len(x), *y)
@@ -70,9 +70,7 @@ def draw_latent(run, model, splits, writer, step):
     if z.shape[1] == 2:
         draw_plane(run, model, splits["test"], draws, y, writer, step)
         return
-    used = evaluate.posterior_means(model, splits["subset"])  # (n, D)
-    units = used["kl"].mean(0) if "kl" in used else used["mean"].var(0, correction=0)
-    units = units.argsort(descending=True)[:ROWS]
+    units = z.var(0, correction=0).argsort(descending=True)[:ROWS]
     values = draws.mean(0) + torch.linspace(-3, 3, COLUMNS, device=z.device)[:, None] * draws.std(0)  # (COLUMNS, D)
     changed = z[0].repeat(len(units), COLUMNS, 1)
     for row, unit in enumerate(units):
@@ -107,7 +105,7 @@ def draw_plane(run, model, test, draws, y, writer, step):
     z = torch.stack([z_1.expand(20, 20), z_2.flip(0)[:, None].expand(20, 20)], dim=-1)  # (row, column, 2)
     legend = "z_1 increases to the right, z_2 upwards: the 2.5 %, 7.5 %, ..., 97.5 % quantiles of the prior"
     save_grid(run, "manifold", model.mean_x(z, *y), writer, step, description=legend)
-    means = evaluate.posterior_means(model, test)["mean"].cpu()
+    means = evaluate.posterior_means(model, test).cpu()
     picture = scatter(means, run.data.y_test, run.data.classes)
     save_picture(run, "posterior", picture, writer, step, "posterior means of the test images, coloured by class")
 

@@ -66,19 +66,14 @@ def report(run, model, splits, bits=False):
     """Print the bounds on the test images, and save them in results.json. splits: as data.binary_splits returns them.
 
     The ELBO always; the IWAE bounds with --train 0 or 2, on the whole test set only with --full 1. bits: also in bits
-    per dimension, for densities of 8-bit values.
+    per dimension, for models of 8-bit images; of a density, those of the images with noise (evaluate.dequantised).
     """
 
-    def in_bits(estimates):
-        """The same numbers in bits per dimension; none if `bits` is False."""
-        return {
-            name: evaluate.bits_per_dimension(nats, run.data.x_dim, density=name != "kl")
-            for name, nats in (estimates if bits else {}).items()
-        }
+    def in_bits(nats):
+        return evaluate.bits_per_dimension(nats, run.data.x_dim, model.is_density)
 
-    def keep_all(split, estimates):
-        every = estimates | {f"{name}_bits": value for name, value in in_bits(estimates).items()}
-        add_results(run, split, **{name: value.record() for name, value in every.items()})
+    def keep(split, estimates, ending=""):
+        add_results(run, split, **{f"{name}{ending}": value.record() for name, value in estimates.items()})
 
     whose = {
         "subset": "the homework's test subset" if run.data.name == "mnist" else "a fixed subset of the test set",
@@ -94,24 +89,31 @@ def report(run, model, splits, bits=False):
         print(f"\n{run.data.name}, {whose[name]} ({len(split[0]):,} images)")
         terms = evaluate.elbo(model, split)
         print("  ".join(f"{printed_name(term)}: {value}" for term, value in terms.items()), flush=True)
+        keep(name, terms)
         if bits:
-            print(f"Bits per dimension: {'  '.join(f'{printed_name(k)}: {b:.4f}' for k, b in in_bits(terms).items())}")
-        keep_all(name, terms)
+            noisy = evaluate.elbo(model, split, noise=True) if model.is_density else terms
+            coded = {term: in_bits(noisy[term]) for term in ("nelbo", "rec")}  # a KL codes no pixels
+            print(
+                f"Bits per dimension: {'  '.join(f'{printed_name(k)}: {b:.4f}' for k, b in coded.items())}", flush=True
+            )
+            keep(name, coded, "_bits")
         units = evaluate.latent_units(model, split)
-        few = units["kl"] is not None and units["units"] <= 20  # results.json has all of them
-        each = f"; KL of each: {' '.join(f'{kl:.2f}' for kl in units['kl'])}" if few else ""
-        print(f"Active latent units: {units['active']} of {units['units']}{each}", flush=True)
+        print(f"Active latent units: {units['active']} of {units['units']}", flush=True)
         add_results(run, name, latent_units=units)
         if run.flags.train != 1 and (name == "subset" or run.flags.full):
-            bounds, ess = evaluate.iwae(model, split, run.flags.iw_eval)
-            bounds = {f"iwae_{m}": value for m, value in bounds.items()}
-            for bound, value in bounds.items():
-                more = "".join(f" ({b:.4f} bits per dimension)" for b in in_bits({bound: value}).values())
-                print(f"Negative {printed_name(bound)}: {value}{more}")
-            m = max(run.flags.iw_eval)
-            print(f"Relative effective sample size of {m} importance weights: {ess:.2%}", flush=True)
-            keep_all(name, bounds)
-            add_results(run, name, ess=ess.record() | {"samples": m})
+            ms = run.flags.iw_eval
+            bounds, ess = evaluate.iwae(model, split, ms)
+            coded = {}
+            if bits:
+                noisy = evaluate.iwae(model, split, ms, noise=True)[0] if model.is_density else bounds
+                coded = {m: in_bits(value) for m, value in noisy.items()}
+            for m, value in bounds.items():
+                more = f" ({coded[m]:.4f} bits per dimension)" if bits else ""
+                print(f"Negative {printed_name(f'iwae_{m}')}: {value}{more}")
+            print(f"Relative effective sample size of {max(ms)} importance weights: {ess:.2%}", flush=True)
+            keep(name, {f"iwae_{m}": value for m, value in bounds.items()})
+            keep(name, {f"iwae_{m}": value for m, value in coded.items()}, "_bits")
+            add_results(run, name, ess=ess.record() | {"samples": max(ms)})
 
 
 def report_accuracy(run, model, classified):

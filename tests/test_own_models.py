@@ -1,0 +1,266 @@
+"""Models of one's own, which override what the table of docs/extending.md lists: every number is right, or absent."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import curves, save_digits, weights
+from test_docs import EXAMPLES
+from torch.distributions import Categorical, Laplace, MixtureSameFamily, Normal, kl_divergence
+
+import codebase
+from codebase import data
+from codebase.errors import InputError
+from codebase.models.fsvae import FSVAE
+from codebase.models.gmvae import GMVAE
+from codebase.models.ssvae import SSVAE
+from codebase.models.vae import BELONGS_TO, VAE
+
+
+def example(name, of_class):
+    """A class of docs/extending.md."""
+    names = {"__name__": name}
+    exec(EXAMPLES[f"codebase/models/{name}.py"], names)
+    return names[of_class]
+
+
+# With one latent unit, every expectation over z is an integral, which is computed here on a grid.
+
+Z = torch.linspace(-9, 9, 401, dtype=torch.float64)[:, None, None]  # (G, 1, 1)
+CELL = (Z[1] - Z[0]).item()
+
+
+@pytest.fixture
+def bars(tmp_path):
+    """The path of a data set of 6 x 6 pixels: a bar whose place varies, and noise."""
+    y = np.arange(200) % 6
+    x = np.random.RandomState(0).randint(0, 60, (200, 6, 6))
+    x[np.arange(200), :, y] += 180
+    np.savez(tmp_path / "bars.npz", x_train=x[:150].astype(np.uint8), x_test=x[150:].astype(np.uint8))
+    return tmp_path / "bars.npz"
+
+
+class MixturePrior(VAE):
+    kl = GMVAE.kl
+
+    def mixture(self):
+        return MixtureSameFamily(
+            Categorical(torch.ones(2)), Normal(torch.tensor([-1.0, 1.5]), torch.tensor([0.7, 0.9]))
+        )
+
+    def log_prior(self, z):
+        return self.mixture().log_prob(z.float()).sum(-1).to(z.dtype)
+
+    def sample_z(self, n):
+        return self.mixture().sample((n, 1))
+
+
+class MovedPrior(VAE):
+    """N(1, 4), with its KL in closed form."""
+
+    def log_prior(self, z):
+        return Normal(1.0, 2.0).log_prob(z).sum(-1)
+
+    def sample_z(self, n):
+        return 1 + 2 * torch.randn(n, 1)
+
+    def kl(self, z, qm, qv):
+        return kl_divergence(Normal(qm, qv.sqrt()), Normal(1.0, 2.0)).sum(-1)
+
+
+class LaplacePosterior(VAE):
+    """q(z|x) is no normal. Its mean and variance are those of `posterior`."""
+
+    def q(self, x):
+        m, v = self.posterior(x)
+        return Laplace(m, (v / 2).sqrt())
+
+    def log_weights(self, x, iw):
+        z = self.q(x).rsample((iw,))
+        kl, rec = (self.q(x).log_prob(z)).sum(-1) - self.log_prior(z), -self.log_likelihood(x, z)
+        return -(kl + rec), kl, rec
+
+    def elbo_terms(self, x):
+        _, kl, rec = self.log_weights(x, 1)
+        return {"nelbo": (kl + rec)[0], "kl": kl[0], "rec": rec[0]}
+
+
+class WideEncoder(VAE):
+    def posterior(self, x):
+        m, v = super().posterior(x)
+        return m, 2 * v + 0.1
+
+
+class HalfKL(VAE):
+    """Trained on rec + KL / 2; the report is of the ELBO all the same."""
+
+    def loss(self, x):
+        nelbo, kl, rec = self.negative_elbo_bound(x)
+        return rec + kl / 2, {"gen/elbo": -nelbo}
+
+
+TwoLayerVAE = example("twolayervae", "TwoLayerVAE")
+
+
+class TwoLayers(TwoLayerVAE):
+    def __init__(self, z_dim, iw, **sizes):
+        super().__init__(z_dim, iw, z2_dim=1, **sizes)
+
+
+def log_integral(log_f):
+    return torch.logsumexp(log_f, 0) + math.log(CELL)
+
+
+def exactly(model, x):
+    """log p(x) (B,), the terms of -ELBO(x) and their variances over draws of z, {'nelbo', 'kl', 'rec': (B,), (B,)}."""
+    log_q = (model.q(x) if isinstance(model, LaplacePosterior) else Normal(*sd(model.posterior(x)))).log_prob(Z).sum(-1)
+    log_x = model.log_likelihood(x, Z.expand(-1, len(x), 1))  # (G, B)
+    if isinstance(model, TwoLayers):  # (G_2, G, B): over z_2, too
+        z_2 = Z.unsqueeze(1)
+        log_q_2 = Normal(*sd(part(model.enc2(Z)))).log_prob(z_2).squeeze(-1)  # (G_2, G, 1)
+        log_p_1 = Normal(*sd(part(model.dec2(z_2)))).log_prob(Z).squeeze(-1)
+        log_p = log_p_1 + Normal(0.0, 1.0).log_prob(z_2).squeeze(-1)
+        log_prior = log_integral(log_p)
+        q = (log_q + log_q_2).exp() * CELL**2
+        terms = {"kl": log_q + log_q_2 - log_p, "rec": -log_x.expand_as(q)}
+        over_z = (0, 1)
+    else:
+        log_prior = model.log_prior(Z)
+        q = log_q.exp() * CELL
+        terms = {"kl": log_q - log_prior, "rec": -log_x}
+        over_z = 0
+    terms["nelbo"] = terms["kl"] + terms["rec"]
+    assert (q.sum(over_z) - 1).abs().max() < 1e-3
+    q = q / q.sum(over_z)
+    means = {name: (q * term).sum(over_z) for name, term in terms.items()}
+    variances = {name: (q * term.square()).sum(over_z) - means[name].square() for name, term in terms.items()}
+    return log_integral(log_prior + log_x), means, variances
+
+
+def part(h):
+    m, v = h.chunk(2, -1)
+    return m, torch.nn.functional.softplus(v) + 1e-8
+
+
+def sd(m_v):
+    return m_v[0], m_v[1].sqrt()
+
+
+@pytest.mark.parametrize(
+    "own",
+    [VAE, MixturePrior, MovedPrior, LaplacePosterior, WideEncoder, HalfKL, TwoLayers],
+    ids=lambda own: own.__name__,
+)
+def test_the_numbers_of_a_run(on_digits, folders, bars, monkeypatch, own):
+    """Report, results.json and curves against quadrature: the bounds within four standard errors of their draws."""
+    monkeypatch.setattr("codebase.models.vae.VAE", own)
+    args = ("--dataset", bars, "--z", 1, "--hidden", 12, "--iter_max", 60, "--lr", 0.005)
+    code, out, err = on_digits("run_vae.py", *args, "--train", 2, "--iw_eval", "1,200", "--full", 1)
+    assert code == 0, err
+    checkpoints, logs = folders()
+    results = json.loads((logs / "results.json").read_text())["results"]
+    model = own(1, 1, x_dim=36, n_hidden=12)
+    model.load_state_dict(weights(checkpoints, 60))
+    model.double()
+    for split in ("subset", "test"):
+        (x,) = data.binary_splits(data.load(bars), "cpu")[split]
+        found = results[split]
+        with torch.no_grad():
+            log_p, means, variances = exactly(model, x.double())
+            expected_mean = model.posterior(x.double())[0]
+        assert found.keys() == {"nelbo", "kl", "rec", "latent_units", "iwae_1", "iwae_200", "ess"}
+        for name, draws in (("nelbo", 2), ("kl", 2), ("rec", 2), ("iwae_1", 200)):
+            of = "nelbo" if name == "iwae_1" else name
+            error = (variances[of].mean().item() / draws / len(x)) ** 0.5
+            assert abs(found[name]["mean"] - means[of].mean().item()) < 4 * error + 1e-3, name
+        assert -log_p.mean() - 0.02 < found["iwae_200"]["mean"] < found["nelbo"]["mean"] + 0.02
+        assert found["iwae_200"]["mean"] < -log_p.mean() + 0.3 * (means["nelbo"] + log_p).mean() + 0.02
+        active = int(expected_mean.var(0, correction=0) > 0.01)
+        assert found["latent_units"] == {"active": active, "units": 1}
+    assert curves(logs)["eval/nelbo_test"][-1][1] == pytest.approx(results["subset"]["nelbo"]["mean"])
+    assert "Bits" not in out
+
+
+def test_bits_of_a_discretised_likelihood_are_those_of_its_probabilities(
+    script, few_draws, folders, tmp_path, monkeypatch
+):
+    """They are the nats in another unit, and the probabilities of the 256 values of a pixel add up to 1."""
+    own = example("logisticfsvae", "LogisticFSVAE")
+    monkeypatch.setattr("codebase.models.fsvae.FSVAE", own)
+    monkeypatch.setattr("codebase.judge.report_generated", lambda *args: None)
+    digits = save_digits(tmp_path / "digits.npz")
+    args = ("--dataset", digits, "--iter_max", 30, "--batch_size", 50, "--device", "cpu", "--z", 3, "--hidden", 12)
+    code, _, err = script("run_fsvae.py", *args, "--train", 2, "--iw_eval", 2)
+    assert code == 0, err
+    checkpoints, logs = folders()
+    results = json.loads((logs / "results.json").read_text())["results"]
+    for found in (results["subset"], results["test"]):
+        for name in ("nelbo", "rec", *(["iwae_2"] if "iwae_2" in found else [])):
+            assert found[f"{name}_bits"]["mean"] == pytest.approx(found[name]["mean"] / 784 / math.log(2))
+        assert not {"kl_bits", "ess_bits"} & found.keys()
+        assert found["rec_bits"]["mean"] > 0
+    model = own(3, x_dim=784, n_hidden=12)
+    model.load_state_dict(weights(checkpoints, 30))
+    model.double()
+    z, y = torch.randn(2, 3).double(), torch.eye(10)[[3, 7]].double()
+    values = (torch.arange(256).double() / 255)[:, None, None]  # (256, 1, 1)
+    with torch.no_grad():
+        mu, s = model.dec(z, y), model.log_s.exp()
+        edges = (torch.arange(257).double() - 0.5)[:, None, None] / 255
+        edges[0], edges[-1] = -math.inf, math.inf
+        masses = ((edges[1:] - mu) / s).sigmoid() - ((edges[:-1] - mu) / s).sigmoid()  # (256, 2, X)
+        k = torch.randint(0, 256, (2, 784))
+        k[:, :3] = torch.tensor([0, 255, 128])
+        expected = masses.gather(0, k.unsqueeze(0))[0].log().sum(-1)
+        torch.testing.assert_close(model.log_likelihood(k / 255, z, y), expected, rtol=1e-6, atol=1e-6)
+        model.log_s.data.fill_(-1.0)
+        each = torch.stack([model.log_likelihood(value.expand(2, 784), z, y) for value in values])  # (256, 2)
+    assert (masses.sum(0) - 1).abs().max() < 1e-12
+    assert each.isfinite().all()
+
+
+@pytest.mark.parametrize("name", BELONGS_TO)
+@pytest.mark.parametrize("base", [VAE, GMVAE, SSVAE, FSVAE])
+def test_a_part_of_what_belongs_together_is_refused(base, name):
+    with pytest.raises(
+        TypeError, match=rf"Own overrides {name}, so it needs its own {BELONGS_TO[name][0]}\b.*the inherited"
+    ):
+        type("Own", (base,), {name: None})
+    parts = {name, *BELONGS_TO[name]} | {other for part in BELONGS_TO[name] for other in BELONGS_TO.get(part, ())}
+    assert issubclass(type("Own", (base,), dict.fromkeys(parts)), base)
+    mixed_in = type("Part", (), {name: None})
+    with pytest.raises(TypeError, match=rf"Own overrides {name}"):
+        type("Own", (mixed_in, base), {})
+    whole = type("Whole", (), dict.fromkeys(parts))
+    assert issubclass(type("Own", (whole, base), {}), base)
+
+
+def test_what_may_be_overridden_alone():
+    for name in ("kl", "posterior", "mean_x", "sample_x", "mean_z", "loss", "is_density"):
+        type("Own", (VAE,), {name: None})
+
+
+# In a notebook
+
+
+def test_a_run_of_another_model_is_not_loaded_as_a_vae(tmp_path):
+    """A model of one's own may have weights of the same names and shapes."""
+    state = VAE(z_dim=3).state_dict()
+    for name, says in (
+        ("halfvae_z=3_run=0000", "halfvae"),
+        ("clipped_vae_z=3_run=0000", "clipped_vae"),
+        ("fsvae_run=0000", "fsvae"),
+    ):
+        folder = tmp_path / f"model={name}"
+        folder.mkdir()
+        torch.save(state, folder / "model-00020.pt")
+        for path in (folder, folder / "model-00020.pt"):
+            with pytest.raises(InputError, match=rf"of the model {says}, although it has the weights of a VAE: give"):
+                codebase.load(path)
+        assert isinstance(codebase.load(folder, HalfKL(z_dim=3)), HalfKL)
+    folder = tmp_path / "model=vae_z=3_run=0000"
+    folder.mkdir()
+    torch.save(state, folder / "model-00020.pt")
+    assert type(codebase.load(folder)) is VAE
