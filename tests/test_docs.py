@@ -1,5 +1,6 @@
 """The README and the docs: their commands, their numbers, and their examples."""
 
+import ast
 import importlib
 import json
 import os
@@ -25,6 +26,8 @@ DOCUMENTS = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "RE
 IN_DOCSTRINGS = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("*.py")}
 BLOCK = re.compile(r"^`([\w/]+\.py)`[^`]*?```python\n(.*?)```", re.DOTALL | re.MULTILINE)
 EXAMPLES = dict(BLOCK.findall(DOCUMENTS["extending.md"]))
+# "is `run_x.py` with this model: copy it to `run_y.py`, replace `a` by `b`, `c` by `d`."
+COPIES = re.compile(r"is `(run_\w+\.py)` with this model: copy it to `(run_\w+\.py)`, replace (.*?)\.[\s]", re.DOTALL)
 COMMAND = re.compile(r"python ((?:\w+/)?\w+\.py)([^\n`|;&#]*)")
 
 
@@ -132,6 +135,37 @@ def test_links_lead_somewhere():
             assert target.startswith("https://") or (path.parent / target).is_file(), target
 
 
+# `name`, `Class.method`** (`codebase/file.py`), with words, but no other names, between the names and the file
+WHERE = re.compile(r"((?:`[\w.]+`[^`|;().:]*)+)\(`(codebase/[\w/]+\.py)`\)")
+
+
+def definitions(file):
+    """The functions, classes and methods of a file, methods also with their class: {'VAE', 'VAE.kl', 'kl', ...}."""
+    top = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+    for node in (node for node in top if isinstance(node, ast.ClassDef | ast.FunctionDef)):
+        yield node.name
+        for each in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(each, ast.FunctionDef):
+                yield from (each.name, f"{node.name}.{each.name}")
+
+
+def test_the_writeup_says_where_each_item_is():
+    """Every function is defined in the file that stands beside it; every item of the handout has a row in the table."""
+    text = DOCUMENTS["writeup.md"]
+    rows = dict(re.findall(r"^\| (\w\.\d) \| (.*) \|$", text, re.MULTILINE))
+    named = {"1.1": "utils", "1.2": "models/vae", "2.1": "models/gmvae", "3.2": "models/vae", "3.4": "models/gmvae"}
+    named |= {"4.2": "models/ssvae", "B.2": "models/fsvae"}  # the files that the handout names
+    assert list(rows) == re.findall(r"\w\.\d", "1.1 1.2 1.3 1.4 2.1 2.2 2.3 3.1 3.2 3.3 3.4 4.1 4.2 4.3 B.1 B.2")
+    for item, row in rows.items():
+        assert f"**{item}" in text
+        assert f"codebase/{named.get(item, '')}" in row or item not in named
+        assert WHERE.search(row) or re.fullmatch(r"as \d\.\d|a proof|a derivation", row)
+        assert row.count("`") == sum(each[0].count("`") for each in WHERE.finditer(row))
+    for names, file in WHERE.findall(text):
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert name in set(definitions(file)), (name, file)
+
+
 # The examples of docs/extending.md
 
 
@@ -147,6 +181,12 @@ def extended(tmp_path):
     shutil.copy(ROOT / "run_vae.py", tmp_path)
     for name, code in EXAMPLES.items():
         (tmp_path / name).write_text(code)
+    for like, name, changes in COPIES.findall(DOCUMENTS["extending.md"]):
+        text = (ROOT / like).read_text()
+        for old, new in re.findall(r"`([^`]+)`\s+by\s+`([^`]+)`", changes):
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        (tmp_path / name).write_text(text)
     return tmp_path
 
 
@@ -215,10 +255,14 @@ def test_m2_is_of_real_vectors(extended):
 
 
 @pytest.mark.parametrize(
-    "name", ["betavae", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vampvae", "convvae"))]
+    "name",
+    [
+        "twolayervae",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("vampvae", "betavae", "convvae", "logisticfsvae")),
+    ],
 )
 def test_examples_train_and_are_evaluated(example, name):
-    small = ("--k", 7) if name == "vampvae" else ()
+    small = {"vampvae": ("--k", 7), "logisticfsvae": ("--hidden", 12)}.get(name, ())
     out = example(f"run_{name}.py", "--replicates", 2, "--train", 2, "--iw_eval", "1,5", *small)
     assert f"### {name}" in out
     assert "| runs | 2 |" in out
