@@ -51,7 +51,7 @@ def main(flags):
         sizes = {"classes": images.classes, "x_dim": images.x_dim, "n_hidden": flags.hidden}
         model = FSVAE(flags.z, flags.iw, **sizes).to(run.device)
         x, y = images.x_train.to(run.device), images.y_train.to(run.device)
-        batches = partial(data.labelled_batches, x, y, images.classes, flags.batch_size, flags.seed)
+        batches = data.labelled_batches(x, y, images.classes, flags.batch_size, flags.seed)
         splits = data.labelled_splits(images, run.device)
 
         # Train or load, then report.

@@ -36,7 +36,7 @@ def main(flags):
         # Model and data.
         torch.manual_seed(flags.seed)
         model = GMVAE(z_dim=flags.z, k=flags.k, iw=flags.iw, x_dim=images.x_dim, n_hidden=flags.hidden).to(run.device)
-        batches = partial(data.binary_batches, images.x_train.to(run.device), flags.batch_size, flags.seed)
+        batches = data.binary_batches(images.x_train.to(run.device), flags.batch_size, flags.seed)
         splits = data.binary_splits(images, run.device)
 
         # Train or load, then report.

@@ -48,7 +48,7 @@ def main(flags):
         model = SSVAE(flags.gw, flags.cw, flags.z, **sizes).to(run.device)
         x, x_labelled = images.x_train.to(run.device), images.x_train[rows].to(run.device)
         y_labelled = data.one_hot(images.y_train[rows], images.classes).to(run.device)
-        batches = partial(data.semi_supervised_batches, x, x_labelled, y_labelled, flags.batch_size, flags.seed)
+        batches = data.semi_supervised_batches(x, x_labelled, y_labelled, flags.batch_size, flags.seed)
         splits = data.binary_splits(images, run.device) if flags.gw else {}
         classified = {"test": (images.x_test.to(run.device), images.y_test.to(run.device))}
         if images.n_validation:

@@ -108,7 +108,7 @@ def our_loop(model, batches, device, faster, asked="highest"):
     with matmul_precision.training(model, asked, device) as bfloat16:
         update = partial(training_step, model, optimizer, bfloat16=bfloat16)
         if faster:
-            update, how = fast.make_faster(update, next(batches))
+            update, how = fast.make_faster(update, batches[0])
             print(f"{asked}: {how}", flush=True)
     while True:
         with matmul_precision.training(model, asked, device), contextlib.redirect_stderr(io.StringIO()):
@@ -146,7 +146,7 @@ def time_model(name, flags, device):
     x, y = images.x_train.to(device), images.y_train.to(device)
     one_by_one = GreyOneByOne
     if name in ("vae", "gmvae"):
-        new_batches = partial(data.binary_batches, x, 100, 0)
+        batches = data.binary_batches(x, 100, 0)
 
         def prepare(x, y):
             return (torch.bernoulli(x),)
@@ -154,14 +154,14 @@ def time_model(name, flags, device):
     elif name == "ssvae":
         rows = data.labelled_subset(images, 100, seed=0)
         x_labelled, y_labelled = data.scaled(x[rows]), data.one_hot(y[rows], 10)
-        new_batches = partial(data.semi_supervised_batches, x, x[rows], y_labelled, 100, 0)
+        batches = data.semi_supervised_batches(x, x[rows], y_labelled, 100, 0)
 
         def prepare(x, y):
             return torch.bernoulli(x), torch.bernoulli(x_labelled), y_labelled
 
     else:
         one_by_one = ColourOneByOne
-        new_batches = partial(data.labelled_batches, x, y, 10, 100, 0)
+        batches = data.labelled_batches(x, y, 10, 100, 0)
 
         def prepare(x, y):
             return x, data.one_hot(y, 10)
@@ -169,7 +169,7 @@ def time_model(name, flags, device):
     # The loops.
     def ours(**how):
         torch.manual_seed(0)
-        return our_loop(MODELS[name]().to(device), new_batches(), device, **how)
+        return our_loop(MODELS[name]().to(device), batches, device, **how)
 
     print(f"\n{name}, batch 100, {images.name}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     torch.manual_seed(0)
@@ -191,7 +191,7 @@ def time_model(name, flags, device):
     loops["products"] = products(device)
     model = MODELS[name]().to(device)
     with FlopCounterMode(display=False) as counter:
-        training_step(model, Adam(model.parameters(), 1e-3), next(new_batches()))
+        training_step(model, Adam(model.parameters(), 1e-3), batches[0])
     flops = counter.get_total_flops()
 
     # The rounds.

@@ -9,7 +9,6 @@ and writes files. Without torchrun there is one process, of rank 0.
 """
 
 import contextlib
-import itertools
 import os
 import time
 
@@ -102,27 +101,25 @@ def first_process_first():
             wait()
 
 
-def own_rows(batches, seed, start):
-    """This process's rows of each batch, from step `start` on. All processes have the same number of rows.
+class OwnRows:
+    """This process's rows of each of the batches. All processes have the same number of rows.
 
-    In all processes except the first, the random seed of a step is a function of (seed, step, rank). So the random
-    numbers differ between processes, and are the same after a resume. InputError if the rows cannot be shared equally.
+    In all processes except the first, the random seed of step t is a function of (seed, t, rank). So the random numbers
+    differ between processes, and are the same after a resume. InputError if the rows cannot be shared equally.
     """
-    n = size()
-    if n == 1:
-        return batches
 
-    def shared():
-        for step in itertools.count(start):
-            if rank() > 0:
-                torch.manual_seed(int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0]))
-            batch = next(batches)
-            if any(len(each) % n for each in batch):
-                rows = " and ".join(f"{len(each):,}" for each in batch)
-                raise InputError(f"{n} processes cannot share {rows} images of a batch equally: change --batch_size.")
-            yield tuple(each.chunk(n)[rank()] for each in batch)
+    def __init__(self, batches, seed):
+        self.batches, self.seed = batches, seed
 
-    return shared()
+    def __getitem__(self, t):
+        n = size()
+        if rank() > 0:
+            torch.manual_seed(int(np.random.SeedSequence([self.seed, t, rank()]).generate_state(1, np.uint64)[0]))
+        batch = self.batches[t]
+        if any(len(each) % n for each in batch):
+            rows = " and ".join(f"{len(each):,}" for each in batch)
+            raise InputError(f"{n} processes cannot share {rows} images of a batch equally: change --batch_size.")
+        return tuple(each.chunk(n)[rank()] for each in batch) if n > 1 else batch
 
 
 @torch.no_grad()

@@ -114,7 +114,7 @@ def learning_rate(lr, schedule, iter_max, steps_per_epoch):
 def train(model, batches, optimizer, *, iter_max, iter_save, save, log, start=0, update=None, rate=None, stop=None):
     """Minimise model.loss on the batches, from step `start` to step iter_max. Returns the last step, and the seconds.
 
-    batches: endless, tuples of tensors on the model's device, from step `start` on. update(batch): one training step,
+    batches[t]: a tuple of tensors on the model's device, the batch after t steps. update(batch): one training step,
     training_step(model, optimizer, batch) or what codebase/fast.py makes of it. rate(t): the learning rate after t
     steps; None: the optimizer's own. save(step) is called every iter_save steps and at the last one;
     log(step, {tag: value}) every LOG_EVERY steps. If stop(step) is true after a step, that step is the last one.
@@ -137,7 +137,7 @@ def train(model, batches, optimizer, *, iter_max, iter_save, save, log, start=0,
                 finished.fill_(step - 1)
             if rate is not None:
                 set_rate(optimizer, rate(step - 1))
-            points.append(update(next(batches)))
+            points.append(update(batches[step - 1]))
 
             # The only synchronisations with the device: the losses since the last check are read.
             stopping = stop is not None and stop(step)

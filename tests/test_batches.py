@@ -1,4 +1,4 @@
-"""Endless batches: their order, their contents, and the binarisation."""
+"""Batches: their order, their contents, and the binarisation."""
 
 import numpy as np
 import pytest
@@ -36,13 +36,10 @@ def test_binarise_once_is_always_the_same():
     assert data.binarise_once(torch.full((2, 4), 255, dtype=torch.uint8)).equal(torch.ones(2, 4, dtype=torch.uint8))
 
 
-def take(stream, n):
-    return [next(stream) for _ in range(n)]
-
-
 def test_an_epoch_shows_every_image_once_in_a_fresh_order():
     rows = torch.arange(50)
-    first, second = take(stream := data.batches((rows, rows + 100), 10, seed=0), 5), take(stream, 5)
+    batches = data.Batches((rows, rows + 100), 10, seed=0)
+    first, second = ([batches[t] for t in epoch] for epoch in (range(5), range(5, 10)))
     for epoch in (first, second):
         seen = torch.cat([batch[0] for batch in epoch])
         assert seen.sort().values.equal(rows)
@@ -51,27 +48,30 @@ def test_an_epoch_shows_every_image_once_in_a_fresh_order():
     assert not torch.cat([batch[0] for batch in first]).equal(torch.cat([batch[0] for batch in second]))
 
 
-def test_batches_from_a_step_on_are_those_of_the_uninterrupted_stream():
+def test_batches_are_a_function_of_seed_and_step():
+    """In whatever order they are asked for; those of another seed are others."""
     rows = torch.arange(53)
-    whole = take(data.batches((rows,), 10, seed=4), 23)
-    for start in (0, 3, 5, 17):
-        again = take(data.batches((rows,), 10, seed=4, start=start), 23 - start)
-        assert all(a[0].equal(b[0]) for a, b in zip(again, whole[start:], strict=True))
-    assert not torch.cat([b[0] for b in whole[5:10]]).equal(
-        torch.cat([b[0] for b in take(data.batches((rows,), 10, seed=5), 5)])
-    )  # the second epoch of one seed is not the first of the next
-    other = take(data.batches((rows,), 10, seed=5), 23)
-    assert not all(a[0].equal(b[0]) for a, b in zip(other, whole, strict=True))
+    batches, again, other = (data.Batches((rows,), 10, seed=seed) for seed in (4, 4, 5))
+    whole = [batches[t][0] for t in range(23)]
+    assert all(again[t][0].equal(whole[t]) for t in (17, 3, 3, 0, 22, 5))
+    assert not torch.cat(whole[5:10]).equal(
+        torch.cat([other[t][0] for t in range(5)])
+    )  # not the next seed's first epoch
+    assert not all(other[t][0].equal(whole[t]) for t in range(23))
+
+
+def test_a_batch_of_all_rows_is_not_shuffled():
+    assert data.Batches((torch.arange(5),), 5, seed=0)[7][0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_batch_larger_than_the_data_is_refused_at_once():
     with pytest.raises(InputError, match="--batch_size 51 is more than the 50 training images"):
-        data.batches((torch.arange(50),), 51, seed=0)
+        data.Batches((torch.arange(50),), 51, seed=0)
 
 
 def test_binary_batches():
     x = torch.randint(0, 256, (30, 784), dtype=torch.uint8)
-    (batch,) = next(data.binary_batches(x, 10, seed=0))
+    (batch,) = data.binary_batches(x, 10, seed=0)[0]
     assert batch.shape == (10, 784)
     assert batch.dtype == torch.float32
     assert set(batch.unique().tolist()) == {0.0, 1.0}
@@ -87,10 +87,10 @@ def decoded(x):
 
 
 def test_semi_supervised_batches():
-    """Every labelled image at every step, with its own label; the unlabelled ones as in `batches`."""
+    """Every labelled image at every step, with its own label; the unlabelled ones as in Batches."""
     x, y = coded(50), data.one_hot(torch.arange(8) % 3, 4)
-    stream = data.semi_supervised_batches(x, x[20:28], y, 10, seed=0)
-    seen = take(stream, 5)
+    batches = data.semi_supervised_batches(x, x[20:28], y, 10, seed=0)
+    seen = [batches[t] for t in range(5)]
     for batch, x_labelled, y_labelled in seen:
         assert batch.shape == (10, 16)
         assert sorted(decoded(x_labelled)) == list(range(20, 28))
@@ -98,25 +98,23 @@ def test_semi_supervised_batches():
         assert y_labelled.argmax(-1).tolist() == [(i - 20) % 3 for i in decoded(x_labelled)]
         assert y_labelled.sum() == y_labelled.max(-1).values.sum() == 8
     assert sorted(i for batch, _, _ in seen for i in decoded(batch)) == list(range(50))
-    again = data.semi_supervised_batches(x, x[20:28], y, 10, seed=0, start=3)
-    for a, b in zip(next(again), seen[3], strict=True):
-        assert a.equal(b)
+    assert all(a.equal(b) for a, b in zip(batches[3], seen[3], strict=True))
 
 
 def test_the_labelled_images_are_binarised_afresh_at_every_step():
     grey = torch.full((4, 784), 128, dtype=torch.uint8)
-    (_, first, _), (_, second, _) = take(data.semi_supervised_batches(grey, grey, torch.eye(4), 2, seed=0), 2)
+    batches = data.semi_supervised_batches(grey, grey, torch.eye(4), 2, seed=0)
+    (_, first, _), (_, second, _) = batches[0], batches[1]
     assert set(first.unique().tolist()) == {0.0, 1.0}
     assert 0.4 < (first != second).float().mean() < 0.6
 
 
 def test_more_labelled_images_than_a_batch_come_in_shuffled_epochs():
     x = coded(60)
-    seen = take(data.semi_supervised_batches(x, x[:30], torch.eye(30), 10, seed=0), 3)
+    batches = data.semi_supervised_batches(x, x[:30], torch.eye(30), 10, seed=0)
+    seen = [batches[t] for t in range(3)]
     assert all(len(batch[1]) == 10 for batch in seen)
     assert sorted(i for batch in seen for i in decoded(batch[1])) == list(range(30))
-    resumed = next(data.semi_supervised_batches(x, x[:30], torch.eye(30), 10, seed=0, start=2))
-    assert all(a.equal(b) for a, b in zip(resumed, seen[2], strict=True))
 
 
 def test_a_semi_supervised_batch_larger_than_the_data_is_refused_at_once():
@@ -127,13 +125,13 @@ def test_a_semi_supervised_batch_larger_than_the_data_is_refused_at_once():
 def test_labelled_batches():
     """Images scaled to [0, 1], each with its own label as a one-hot row."""
     x, y = coded(50), torch.arange(50) % 10
-    images, labels = next(data.labelled_batches(x, y, 11, 10, seed=0))
+    images, labels = data.labelled_batches(x, y, 11, 10, seed=0)[0]
     assert (images.dtype, labels.dtype) == (torch.float32, torch.float32)
     assert set(images.unique().tolist()) == {0.0, 1.0}
     assert labels.argmax(-1).tolist() == [i % 10 for i in decoded(images)]
     assert labels.shape == (10, 11)
     assert labels.sum() == 10
-    grey, _ = next(data.labelled_batches(torch.full((4, 7), 51, dtype=torch.uint8), torch.arange(4), 4, 2, seed=0))
+    grey, _ = data.labelled_batches(torch.full((4, 7), 51, dtype=torch.uint8), torch.arange(4), 4, 2, seed=0)[0]
     assert (grey == 0.2).all()
     with pytest.raises(InputError, match="--batch_size 51 is more"):
         data.labelled_batches(x, y, 10, 51, seed=0)

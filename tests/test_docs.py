@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -276,6 +277,24 @@ def test_m1_then_m2(example, extended):
     assert list(extended.glob("logs/model=m1m2_gw=1_cw=100_z=3_data=*/samples.png"))
 
 
+def test_batches_from_a_memory_mapped_file(tmp_path):
+    """They are those of the same images in memory."""
+    section = DOCUMENTS["extending.md"].partition("## Data larger than memory")[2]
+    names = {"np": np, "torch": torch, "data": data}
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
+    x = np.random.RandomState(0).randint(0, 256, (50, 12)).astype(np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    batches, expected = (
+        names["MappedBatches"](tmp_path / "x.npy", 20, 3, "cpu"),
+        data.binary_batches(torch.tensor(x), 20, 3),
+    )
+    for t in (0, 7, 1):
+        torch.manual_seed(t)
+        (found,) = batches[t]
+        torch.manual_seed(t)
+        assert found.equal(expected[t][0])
+
+
 def test_another_step_and_optimizer_in_a_run_script(script, digits, tmp_path):
     """The lines of docs/extending.md in a copy of run_vae.py: its weights are those of clipping and AdamW."""
     section = DOCUMENTS["extending.md"].partition("## Another training step")[2]
@@ -294,9 +313,9 @@ def test_another_step_and_optimizer_in_a_run_script(script, digits, tmp_path):
     model, images = VAE(z_dim=3), data.load(digits)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01)
     batches = data.binary_batches(images.x_train, 50, 0)
-    for _ in range(5):
+    for t in range(5):
         optimizer.zero_grad()
-        model.loss(*next(batches))[0].backward()
+        model.loss(*batches[t])[0].backward()
         assert torch.nn.utils.clip_grad_norm_(model.parameters(), 1) > 1
         optimizer.step()
     for key, value in torch.load(path, weights_only=True).items():

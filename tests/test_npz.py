@@ -142,7 +142,7 @@ def test_binary_images_are_taken_as_they_are(tmp_path, dtype):
     x = np.random.RandomState(0).randint(0, 2, (6, 4, 4))
     mine = npz_of_images(tmp_path / "b.npz", x.astype(dtype), x[:3].astype(dtype))
     expected = torch.from_numpy(x).flatten(1).float()
-    (batch,) = next(data.binary_batches(mine.x_train, 6, 0))
+    (batch,) = data.binary_batches(mine.x_train, 6, 0)[0]
     assert batch.equal(expected)
     assert data.binary_splits(mine, "cpu")["test"][0].equal(expected[:3])
     assert data.scaled(mine.x_train).equal(expected)

@@ -71,9 +71,9 @@ def test_messages(tmp_path):
 def rows(batch_size):
     x = torch.arange(12, dtype=torch.uint8).unsqueeze(1) * 20
     torch.manual_seed(0)
-    shared = processes.own_rows(data.binary_batches(x, batch_size, 0, 5), 0, 5)
+    shared = processes.OwnRows(data.binary_batches(x, batch_size, 0), 0)
     try:
-        return next(shared)[0], torch.rand(2), next(shared)[0], torch.rand(2)
+        return shared[5][0], torch.rand(2), shared[6][0], torch.rand(2)
     except InputError as error:
         return str(error)
 
@@ -117,13 +117,13 @@ def steps(name, how):
     torch.manual_seed(1)
     model = MODELS[name]()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-    batches = processes.own_rows(iter([batch_of(model)] * 4), 0, 0)
+    batches = processes.OwnRows([batch_of(model)] * 4, 0)
     update = partial(training_step, model, optimizer)
     if how == "compiled":
         optimizer = Adam(model.parameters(), 0.01)
-        update, words = fast.make_faster(partial(training_step, model, optimizer), next(batches))
+        update, words = fast.make_faster(partial(training_step, model, optimizer), batches[0])
         assert words.startswith(COMPILED), words
-    points = [update(next(batches)) for _ in range(3)]
+    points = [update(batches[t]) for t in range(3)]
     return points, model.state_dict()
 
 
@@ -152,9 +152,9 @@ def steps_after_a_failure():
         fast.compiled = fast.loss_compiled = None
     torch.manual_seed(1)
     model = MODELS["vae"]()
-    batches = processes.own_rows(iter([batch_of(model)] * 2), 0, 0)
-    update, how = fast.make_faster(partial(training_step, model, Adam(model.parameters())), next(batches))
-    update(next(batches))
+    batches = processes.OwnRows([batch_of(model)] * 2, 0)
+    update, how = fast.make_faster(partial(training_step, model, Adam(model.parameters())), batches[0])
+    update(batches[1])
     return how, model.state_dict()
 
 

@@ -5,7 +5,6 @@ import json
 import re
 import runpy
 import signal
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -293,7 +292,7 @@ def test_in_one_block_a_second_training_needs_to_be_asked_for(notebook, digits):
     """The run that is there is not overwritten; it is resumed if the flags say so."""
     _, flags = notebook
     images = data.load(digits)
-    batches = partial(data.binary_batches, images.x_train, 50, 0)
+    batches = data.binary_batches(images.x_train, 50, 0)
     with open_run("vae", flags("--iter_max", 3), images) as run:
         train_or_load(run, VAE(z_dim=2), batches, lambda writer, step: None)
         with pytest.raises(InputError, match="already holds a run"):
@@ -306,7 +305,7 @@ def test_in_one_block_a_second_training_needs_to_be_asked_for(notebook, digits):
 def test_a_block_that_fails_leaves_a_run_that_is_not_complete_and_not_locked(notebook, digits):
     _, flags = notebook
     images = data.load(digits)
-    batches = partial(data.binary_batches, images.x_train, 50, 0)
+    batches = data.binary_batches(images.x_train, 50, 0)
     with contextlib.suppress(ZeroDivisionError), open_run("vae", flags("--iter_max", 3), images) as run:
         train_or_load(run, VAE(z_dim=2), batches, lambda writer, step: None)
         raise ZeroDivisionError

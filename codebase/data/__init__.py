@@ -1,7 +1,7 @@
 """Data sets by name, as uint8 tensors.
 
 mnist, svhn, npz and glyphs are the sources of images. subsets chooses the images that are evaluated and the labelled
-images of an SSVAE. batches makes the endless batches for training. Scripts and notebooks use all names as data.<name>.
+images of an SSVAE. batches has the training batches, batches[t] for step t. Scripts and notebooks use data.<name>.
 
 Dimension letters: N images, B images of a batch, X pixels (channel first, flattened), C classes.
 """
@@ -15,7 +15,15 @@ import torch
 
 from codebase import processes
 from codebase.data import glyphs, mnist, npz, svhn
-from codebase.data.batches import batches, binarise, binary_batches, labelled_batches, one_hot, semi_supervised_batches
+from codebase.data.batches import (
+    Batches,
+    Prepared,
+    binarise,
+    binary_batches,
+    labelled_batches,
+    one_hot,
+    semi_supervised_batches,
+)
 from codebase.data.download import DownloadError
 from codebase.data.subsets import binarise_once, binary_splits, labelled_splits, labelled_subset, test_subset
 from codebase.data.svhn import SVHN_SPLITS

@@ -1,6 +1,4 @@
-"""Endless shuffled batches of training images, and the binarisation of grey images."""
-
-import itertools
+"""Shuffled batches of training images, as a function of the step, and the binarisation of grey images."""
 
 import numpy as np
 import torch
@@ -14,54 +12,64 @@ def binarise(x):
     return (x > torch.randint_like(x, 255)).float()  # randint: 0 to 254
 
 
-def batches(tensors, batch_size, seed, start=0):
-    """Endless batches of shuffled rows: tuples of (batch_size, ...), one from each of the tensors (of equal length N).
+class Batches:
+    """batches[t]: the shuffled rows of training step t = 0, 1, ..., a tuple of (batch_size, ...), one of each tensor.
 
-    Every epoch has a new order, a function of (seed, epoch) only; its last N mod batch_size rows are left out. So a run
-    that is resumed at step `start` gets the batches of an uninterrupted run. If batch_size = N, the rows are not
-    shuffled. Raises InputError if batch_size > N.
+    tensors: of equal length N. Every epoch has a new order, a function of (seed, epoch) only; its last N mod batch_size
+    rows are left out. If batch_size = N, the rows are not shuffled. Raises InputError if batch_size > N.
     """
-    n, device = len(tensors[0]), tensors[0].device
-    if batch_size > n:
-        raise InputError(f"--batch_size {batch_size} is more than the {n:,} training images.")
-    if batch_size == n:
-        return itertools.repeat(tuple(tensors))
 
-    def shuffled():
-        order = None
-        for step in itertools.count(start):
-            epoch, i = divmod(step, n // batch_size)
-            if order is None or i == 0:
-                order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n)).to(device)
-            rows = order[i * batch_size : (i + 1) * batch_size]
-            yield tuple(t.index_select(0, rows) for t in tensors)
+    def __init__(self, tensors, batch_size, seed):
+        n = len(tensors[0])
+        if batch_size > n:
+            raise InputError(f"--batch_size {batch_size} is more than the {n:,} training images.")
+        self.tensors, self.batch_size, self.per_epoch, self.seed = tuple(tensors), batch_size, n // batch_size, seed
+        self.epoch = self.order = None  # the newest one
 
-    return shuffled()
-
-
-def binary_batches(x, batch_size, seed, start=0):
-    """Endless batches (x,) of freshly binarised grey images, otherwise as `batches`. x: (N, X) uint8. Yields (B, X)."""
-    return ((binarise(rows),) for (rows,) in batches((x,), batch_size, seed, start))
+    def __getitem__(self, t):
+        n, device = len(self.tensors[0]), self.tensors[0].device
+        if self.batch_size == n:
+            return self.tensors
+        epoch, i = divmod(t, self.per_epoch)
+        if epoch != self.epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(n)
+            self.epoch, self.order = epoch, torch.from_numpy(order).to(device)
+        rows = self.order[i * self.batch_size : (i + 1) * self.batch_size]
+        return tuple(each.index_select(0, rows) for each in self.tensors)
 
 
-def labelled_batches(x, y, classes, batch_size, seed, start=0):
-    """Endless batches (x, y) of images in [0, 1] with their labels as one-hot rows, otherwise as `batches`.
+class Prepared:
+    """batches[t]: prepare(*rows), where rows are those of all `parts` at step t."""
 
-    x: (N, X) uint8; y: (N,) int64. Yields (B, X) and (B, C), both float32.
+    def __init__(self, prepare, *parts):
+        self.prepare, self.parts = prepare, parts
+
+    def __getitem__(self, t):
+        return self.prepare(*(rows for part in self.parts for rows in part[t]))
+
+
+def binary_batches(x, batch_size, seed):
+    """batches[t] = (x,): freshly binarised grey images, otherwise as in Batches. x: (N, X) uint8. Gives (B, X)."""
+    return Prepared(lambda x: (binarise(x),), Batches((x,), batch_size, seed))
+
+
+def labelled_batches(x, y, classes, batch_size, seed):
+    """batches[t] = (x, y): images in [0, 1] with their labels as one-hot rows, otherwise as in Batches.
+
+    x: (N, X) uint8; y: (N,) int64. Gives (B, X) and (B, C), both float32.
     """
-    return ((scaled(rows), one_hot(labels, classes)) for rows, labels in batches((x, y), batch_size, seed, start))
+    return Prepared(lambda x, y: (scaled(x), one_hot(y, classes)), Batches((x, y), batch_size, seed))
 
 
-def semi_supervised_batches(x, x_labelled, y_labelled, batch_size, seed, start=0):
-    """Endless batches (x, x_labelled, y_labelled), all images freshly binarised, otherwise as `batches`.
+def semi_supervised_batches(x, x_labelled, y_labelled, batch_size, seed):
+    """batches[t] = (x, x_labelled, y_labelled), all images freshly binarised, otherwise as in Batches.
 
-    x: (N, X) uint8, all images; x_labelled: (L, X) uint8; y_labelled: (L, C), one-hot rows. Yields (B, X), (B', X) and
+    x: (N, X) uint8, all images; x_labelled: (L, X) uint8; y_labelled: (L, C), one-hot rows. Gives (B, X), (B', X) and
     (B', C); B' = min(L, B): if L <= B, every batch has all labelled images.
     """
-    unlabelled = batches((x,), batch_size, seed, start)
-    labelled = batches((x_labelled, y_labelled), min(batch_size, len(x_labelled)), seed, start)
-    both = zip(unlabelled, labelled, strict=True)
-    return ((binarise(rows), binarise(rows_labelled), y) for (rows,), (rows_labelled, y) in both)
+    every = Batches((x,), batch_size, seed)
+    few = Batches((x_labelled, y_labelled), min(batch_size, len(x_labelled)), seed)
+    return Prepared(lambda x, x_labelled, y: (binarise(x), binarise(x_labelled), y), every, few)
 
 
 def one_hot(y, classes):

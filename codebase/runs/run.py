@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import itertools
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ from codebase import evaluate, fast, matmul_precision, processes
 from codebase.data import Data
 from codebase.data.npz import name_in_run
 from codebase.errors import InputError
+from codebase.random_state import kept_random_state
 from codebase.runs import checkpoints, files
 from codebase.runs.environment import choose_device, environment
 from codebase.runs.results import finished, log_hparams, read_results, write_results
@@ -104,7 +104,7 @@ def open_run(model, flags, images, usual_data="mnist"):
 def train_or_load(run, model, batches, draw, splits=None, optimizer=Adam, step=training_step):
     """Train the model, or with --train 0 load its weights. Draws its pictures.
 
-    batches(start): the endless training batches from that step on. draw(writer, step): draws the pictures; writer is
+    batches[t]: the training batch after t steps, a tuple of tensors. draw(writer, step): draws the pictures; writer is
     None if nothing is logged. splits: as data.binary_splits returns them; the negative ELBO of those in ELBO_CURVES is
     logged at every checkpoint. optimizer(parameters, lr): makes the optimizer. step: as train.training_step, instead of
     it. If there are several processes, all call this function.
@@ -155,13 +155,13 @@ def train_run(run, model, batches, draw, splits, optimizer, training_step):
 
         if start == 0 and first:
             writer.add_start(flags.values())
-        own = processes.own_rows(batches(start), flags.seed, start)
+        own = processes.OwnRows(batches, flags.seed)
         plain = partial(training_step, model, optimizer, bfloat16=bfloat16)
-        update, stream, check = choose_update(run, plain, own, start)
+        update, check = choose_update(run, plain, own, start)
         rate = learning_rate(flags.lr, flags.lr_schedule, flags.iter_max, len(run.data.x_train) // flags.batch_size)
         steps = {"start": start, "iter_max": flags.iter_max, "iter_save": flags.iter_save}
         how = {"update": update, "rate": rate, "stop": partial(should_stop, signals)}
-        step, seconds = train(model, stream, optimizer, save=save, log=log, **steps, **how)
+        step, seconds = train(model, own, optimizer, save=save, log=log, **steps, **how)
 
     run.record["step"] = step
     now = run.record["evaluated"]
@@ -181,7 +181,7 @@ def train_run(run, model, batches, draw, splits, optimizer, training_step):
 
 
 def choose_update(run, plain, batches, start):
-    """The update to train with, the unchanged batches, and check(step), to be called before saving.
+    """The update to train with, and check(step), to be called before saving.
 
     plain: partial(training_step, model, optimizer, ...); the update does the same, maybe faster. --fast auto depends on
     --iter_max, not on the remaining steps, so that a resumed run does the same as an uninterrupted one. check(step)
@@ -190,9 +190,10 @@ def choose_update(run, plain, batches, start):
     flags = run.flags
     wanted = flags.fast == "1" or (flags.fast == "auto" and fast.worth_compiling(run.device, flags.iter_max))
     if not wanted or start >= flags.iter_max:
-        return plain, batches, lambda step: None
+        return plain, lambda step: None
     print("update       being compiled, or recorded as a CUDA graph (not with --fast 0)", flush=True)
-    first = next(batches)
+    with kept_random_state():
+        first = batches[start]
     update, how = fast.make_faster(plain, first)
     print(f"update       {how}", flush=True)
-    return update, itertools.chain([first], batches), partial(fast.check, update, plain, first)
+    return update, partial(fast.check, update, plain, first)

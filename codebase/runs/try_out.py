@@ -22,7 +22,7 @@ def try_out(run, model, batches, draw, splits):
         try:
             with torch.enable_grad():
                 model.train()
-                check_loss(model.loss(*next(batches(0))))
+                check_loss(model.loss(*batches[0]))
                 model.eval()
             for key, value in model.state_dict().items():
                 if not isinstance(value, torch.Tensor):
