@@ -69,7 +69,7 @@ def draw(run, model, splits, writer, step):
     shown = label.unique()[:CLASSES]
     rows = torch.stack([(label == c).nonzero()[0, 0] for c in shown])
     x, y = data.scaled(x[rows]), y[rows]
-    z = model.posterior(x, y)[0]  # (n, D)
+    z = model.mean_z(x, y)  # (n, D)
     styles = model.mean_x(z.unsqueeze(1), every_y)  # (n, C, X)
     tiles = torch.cat([x.unsqueeze(1), model.reconstruct(x, y).unsqueeze(1), styles], dim=1)  # (n, 2 + C, X)
     legend = "each row: a test image, its reconstruction, and every digit in its style"

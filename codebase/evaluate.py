@@ -144,7 +144,7 @@ def bits_per_dimension(nats, dimensions, is_density):
 
     If p is a density, it must be that of the images with noise, `dequantised`. The probability P of an image is the
     integral of p over the cube of side 1 / 255 around it, so by Jensen's inequality -log P <= E_u[-log p(x + u)] +
-    X log 255: the bits are an upper bound (Theis et al. 2016, section 3.1), and exact if p is constant in each cube.
+    X log 255 (Theis et al. 2016, section 3.1): so the bits are a bound, too.
     """
     per_bit = dimensions * math.log(2)
     return Estimate(nats.mean / per_bit + (math.log2(255) if is_density else 0), nats.se / per_bit, nats.n)

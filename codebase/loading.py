@@ -49,7 +49,7 @@ def model_of(weights, path):
         model = SSVAE(classes=classes, **sizes)
     else:
         model = FSVAE(classes=classes, **sizes) if classes > 0 else VAE(**sizes)
-    of_run = re.match(r"model=(\w+?)_[^\W_]+=", path.absolute().parent.name)  # model=NAME_FLAG=...
+    of_run = re.match(r"model=([^=]+)_[^=_]+=", path.absolute().parent.name)  # model=NAME_FLAG=...
     if of_run and of_run[1] != type(model).__name__.lower():
         raise InputError(
             f"{path} is of the model {of_run[1]}, although it has the weights of a {type(model).__name__}: give the "

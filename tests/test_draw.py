@@ -18,7 +18,9 @@ SCALE = 5.0  # standard deviation of the normal whose distribution function maps
 
 
 class ShowsZ(VAE):
-    """The pixels of E[x|z] are Phi(z / SCALE); the posterior mean of z is 2 x - 1, scaled to have different KLs."""
+    """The pixels of E[x|z] are Phi(z / SCALE); the posterior mean of z is 2 x - 1, scaled by unit."""
+
+    log_likelihood = sample_x = is_density = None
 
     def __init__(self, d=3):
         super().__init__(d, x_dim=d, enc=nn.Identity(), dec=nn.Identity())
@@ -155,6 +157,8 @@ def test_a_point_that_is_not_finite_is_left_out():
 
 class ShowsLabels(ShowsZ):
     """With labels y (..., 3), E[x|y, z] shows the label in its first three pixels, and z in the others."""
+
+    log_likelihood = sample_x = is_density = None
 
     def __init__(self):
         super().__init__(6)

@@ -267,3 +267,4 @@ def test_the_mean_of_z_is_averaged_over_the_labels():
     q = model.log_q_y(x).exp()
     means = [model.posterior(x, F.one_hot(torch.full((6,), y), 10).double())[0] for y in range(10)]
     torch.testing.assert_close(model.mean_z(x), sum(q[:, y, None] * means[y] for y in range(10)))
+    torch.testing.assert_close(model.mean_z(x, labels(*[3] * 6).double()), means[3])

@@ -13,7 +13,7 @@ from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
 from codebase.nns import MLP
-from codebase.utils import kl_normal, sample_gaussian
+from codebase.utils import kl_normal
 
 N = 200
 
@@ -126,7 +126,7 @@ def test_every_parameter_gets_a_gradient(iw):
     torch.manual_seed(2)
     bound, kl, rec = model.negative_elbo_bound(x) if iw == 1 else model.negative_iwae_bound(x, iw)
     assert loss == bound
-    assert summaries == {"gen/elbo": -(kl + rec), "gen/kl_z": kl, "gen/rec": rec}
+    torch.testing.assert_close(summaries, {"gen/elbo": -(kl + rec), "gen/kl_z": kl, "gen/rec": rec})
     if iw == 1:
         torch.testing.assert_close(loss, -summaries["gen/elbo"])
     else:
@@ -223,45 +223,6 @@ def test_samples():
     assert means.shape == (5, 784)
     assert 0 < means.min() < means.max() < 1
     assert model.reconstruct(x).shape == (7, 784)
-
-
-# Another prior
-
-
-class WidePrior(LinearGaussian):
-    """LinearGaussian with the prior N(mean, diag(var)), and the true posterior and log p(x) to compare with."""
-
-    kl = GMVAE.kl
-    mean, var = torch.tensor([0.5, -1.0, 2.0]).double(), torch.tensor([0.5, 4.0, 9.0]).double()
-
-    def log_prior(self, z):
-        return Normal(self.mean, self.var.sqrt()).log_prob(z).sum(-1)
-
-    def sample_z(self, n):
-        return sample_gaussian(self.mean.expand(n, 3), self.var)
-
-    def true_posterior(self, x):
-        v = 1 / (1 / self.var + self.w.square().sum(0) / self.s)
-        m = v * (self.mean / self.var + x @ self.w / self.s)
-        return m, v.expand_as(m)
-
-    def log_p(self, x):
-        covariance = self.w * self.var @ self.w.T + self.s * torch.eye(len(self.w)).double()
-        return torch.distributions.MultivariateNormal(self.w @ self.mean, covariance).log_prob(x)
-
-
-def test_a_subclass_with_another_prior_has_its_bounds_right():
-    """ELBO and IWAE at the true posterior are log p(x); off it the ELBO is lower by the KL between the posteriors."""
-    model = WidePrior()
-    x = model.sample_z(N) @ model.w.T + model.s.sqrt() * torch.randn(N, 6).double()
-    torch.testing.assert_close(model.elbo_terms(x)["nelbo"], -model.log_p(x))
-    torch.testing.assert_close(model.negative_iwae_bound(x, 5)[0], -model.log_p(x).mean())
-    model = WidePrior(shift=0.1, widen=1.5)
-    exact = -model.log_p(x) + kl_normal(*model.posterior(x), *model.true_posterior(x))
-    draws = torch.stack([model.elbo_terms(x)["nelbo"] for _ in range(2000)])
-    assert ((draws.mean(0) - exact).abs() < 4.5 * draws.std(0) / 2000**0.5).all()
-    wrong = kl_normal(*model.posterior(x), torch.zeros(1), torch.ones(1)) - draws.mean(0)
-    assert wrong.abs().mean() > 1  # the KL to N(0, I) would be far off
 
 
 # Other networks and shapes

@@ -25,7 +25,7 @@ class GMVAE(VAE):
         del self.z_prior_m, self.z_prior_v  # not this prior
         # The first k rows are the means, the other k the variances before the softplus.
         self.z_pre = nn.Parameter(torch.randn(1, 2 * k, z_dim) / math.sqrt(k * z_dim))
-        self.register_buffer("pi", torch.full((k,), 1 / k))  # the uniform weights, as in the homework's files
+        self.register_buffer("pi", torch.full((k,), 1 / k))  # the uniform weights, for the homework's files only
 
     def prior(self):
         """Means and variances of the components. Returns (m, v), each (K, D)."""
@@ -43,7 +43,7 @@ class GMVAE(VAE):
         return log_normal(z, qm, qv) - self.log_prior(z)
 
     def sample_z(self, n):
-        """n draws of z ~ p(z): first a component by its weight, then z from it. Returns (n, D)."""
+        """n draws of z ~ p(z): first a component, then z from it. Returns (n, D)."""
         m, v = self.prior()  # (K, D)
-        component = torch.multinomial(self.pi, n, replacement=True)  # (n,)
+        component = torch.randint(len(m), (n,), device=m.device)
         return sample_gaussian(m[component], v[component])

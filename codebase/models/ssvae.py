@@ -99,7 +99,9 @@ class SSVAE(VAE):
         y = self.every_y[torch.randint(self.classes, (n,), device=self.every_y.device), 0]  # (n, C)
         return super().sample_x(n, y)
 
-    def mean_z(self, x):
-        """E[z|x] = sum_y q(y|x) E[z|x, y]. x: (B, X). Returns (B, D)."""
+    def mean_z(self, x, *y):
+        """E[z|x, y], or without y E[z|x] = sum_y q(y|x) E[z|x, y]. x: (B, X); y: (B, C). Returns (B, D)."""
+        if y:
+            return super().mean_z(x, *y)
         q = self.log_q_y(x).exp().T.unsqueeze(-1)  # (C, B, 1)
         return (q * super().mean_z(x, self.every_y)).sum(0)

@@ -6,7 +6,7 @@
 
 A model is defined by its densities; the bounds below are computed from them. A subclass with another prior overrides
 log_prior, sample_z and kl; one with another likelihood log_likelihood, mean_x, sample_x and is_density. One with
-another posterior than a diagonal normal overrides the bounds elbo_terms and log_weights.
+another posterior than a diagonal normal overrides the bounds, elbo_terms and log_weights, and mean_z.
 
 *y are labels, one-hot rows (..., B, C), for the models that condition on them (Problem 4, bonus). The methods here only
 pass them on: posterior(x, y) is then q(z|x, y), log_likelihood(x, z, y) is log p(x|y, z), and the bounds are those of
@@ -33,9 +33,13 @@ from codebase.utils import (
 BELONGS_TO = {  # who overrides the first must override the others, too: otherwise they would be another model's
     "log_prior": ("sample_z", "kl"),
     "sample_z": ("log_prior",),
+    "kl": ("log_prior",),
     "log_likelihood": ("mean_x", "sample_x", "is_density"),
-    "elbo_terms": ("log_weights",),
+    "mean_x": ("log_likelihood",),
+    "elbo_terms": ("log_weights", "mean_z"),
     "log_weights": ("elbo_terms",),
+    "negative_elbo_bound": ("elbo_terms",),
+    "negative_iwae_bound": ("log_weights",),
 }
 
 
@@ -70,9 +74,10 @@ class VAE(nn.Module):
         for name, others in BELONGS_TO.items():
             missing = [other for other in others if definer[other] > definer[name]]
             if missing:
+                inherited = "; ".join(f"{other} = {cls.__mro__[definer[other]].__name__}.{other}" for other in missing)
                 raise TypeError(
-                    f"{cls.__name__} overrides {name}, so it needs its own {' and '.join(missing)}: the inherited ones "
-                    f"are those of another model. Where one is right, say so: {missing[0]} = VAE.{missing[0]}"
+                    f"{cls.__name__} overrides {name}, so it needs its own {' and '.join(missing)}. What it inherits "
+                    f"belongs to another model; if it is right all the same, write so in the class: {inherited}"
                 )
 
     # The densities
@@ -82,7 +87,7 @@ class VAE(nn.Module):
         return log_normal(z, self.z_prior_m, self.z_prior_v)
 
     def posterior(self, x, *y):
-        """Mean and variance of q(z|x). x: (B, X). Returns (m, v), each (..., B, D)."""
+        """Mean and variance of q(z|x) = N(z; m, diag v). x: (B, X). Returns (m, v), each (..., B, D)."""
         return gaussian_parameters(apply(self.enc, x, *y))
 
     def log_likelihood(self, x, z, *y):
@@ -92,7 +97,7 @@ class VAE(nn.Module):
     def kl(self, z, qm, qv):
         """D_KL(q(z|x) || p(z)) in nats, in closed form: both are normal. qm, qv: (..., B, D). Returns (..., B).
 
-        z, a sample from q(z|x), (..., B, D), is not used here; other priors have no closed form.
+        z, a sample from q(z|x), (..., B, D), is for priors without a closed form.
         """
         return kl_normal(qm, qv, self.z_prior_m, self.z_prior_v)
 
@@ -142,7 +147,8 @@ class VAE(nn.Module):
             loss, kl, rec = self.negative_elbo_bound(x, *y)
         else:
             loss, kl, rec = self.negative_iwae_bound(x, self.iw, *y)
-        return loss, {"gen/elbo": -(kl + rec), "gen/kl_z": kl, "gen/rec": rec}
+        nelbo = loss if self.iw == 1 else kl + rec
+        return loss, {"gen/elbo": -nelbo, "gen/kl_z": kl, "gen/rec": rec}
 
     # Sampling, reconstruction, and the mean of z
 
@@ -164,4 +170,4 @@ class VAE(nn.Module):
 
     def reconstruct(self, x, *y):
         """E[x'|z] at the mean z of q(z|x). x: (B, X). Returns (B, X) in [0, 1]."""
-        return self.mean_x(self.posterior(x, *y)[0], *y)
+        return self.mean_x(self.mean_z(x, *y), *y)

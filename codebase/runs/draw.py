@@ -53,10 +53,11 @@ def draw_latent(run, model, splits, writer, step):
     If z has two dimensions, manifold.png and posterior.png take the place of the traversal; see draw_plane.
     """
     draws = model.sample_z(PRIOR_DRAWS)  # (PRIOR_DRAWS, D)
-    x, y = scaled(splits["subset"][0]), []
-    if hasattr(model, "classes"):  # the true labels, also for the SSVAE
+    x, *y = splits["subset"]
+    x = scaled(x)
+    if not y and hasattr(model, "classes"):  # the SSVAE: the true labels, not the predicted ones
         y = [one_hot(run.data.y_test[test_subset(run.data)], model.classes).to(x.device)]
-    z = model.posterior(x, *y)[0]  # (n, D)
+    z = model.mean_z(x, *y)  # (n, D)
 
     first, last = pairs(len(x), *y)
     t = torch.linspace(0, 1, COLUMNS, device=z.device)[:, None]

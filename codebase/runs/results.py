@@ -92,7 +92,7 @@ def report(run, model, splits, bits=False):
         keep(name, terms)
         if bits:
             noisy = evaluate.elbo(model, split, noise=True) if model.is_density else terms
-            coded = {term: in_bits(noisy[term]) for term in ("nelbo", "rec")}  # a KL codes no pixels
+            coded = {term: in_bits(noisy[term]) for term in ("nelbo", "rec") if term in noisy}
             print(
                 f"Bits per dimension: {'  '.join(f'{printed_name(k)}: {b:.4f}' for k, b in coded.items())}", flush=True
             )
