@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from codebase import processes
-from codebase.errors import NonFiniteError
+from codebase.errors import InputError, NonFiniteError
 from codebase.matmul_precision import evaluation_setting, matmul_precision
 from codebase.random_state import kept_random_state
 from codebase.utils import log_mean_exp, scaled
@@ -43,6 +43,10 @@ class Estimate(NamedTuple):
 
 def over_images(values):
     """The Estimate from one number per image, (n,). NonFiniteError if one of them is not finite."""
+    if values.dim() != 1:
+        raise InputError(
+            f"a model's bounds must be one number for each image; they are of shape {tuple(values.shape)}."
+        )
     values, n = values.cpu().double(), len(values)  # Apple's GPUs have no float64
     bad = n - int(values.isfinite().sum())
     if bad:

@@ -52,7 +52,7 @@ def model_of(weights, path):
     of_run = re.match(r"model=([^=]+)_[^=_]+=", path.absolute().parent.name)  # model=NAME_FLAG=...
     if of_run and of_run[1] != type(model).__name__.lower():
         raise InputError(
-            f"{path} is of the model {of_run[1]}, although it has the weights of a {type(model).__name__}: give the "
-            "model, too: load(path, model)."
+            f"{path} is of the model {of_run[1]}, although its weights look like those of {type(model).__name__}: give "
+            "the model, too: load(path, model)."
         )
     return model

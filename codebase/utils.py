@@ -50,7 +50,7 @@ def log_normal_components(z, m, v):
     1e4 for extreme ones; in float64 4e-5, and 0.1. Apple's GPUs have no float64.
     """
     if z.device.type == "mps":
-        return log_normal(z.unsqueeze(-2), m, v)
+        return log_normal(z.unsqueeze(-2), m, v)  # the definition
     z, m, v = z.double(), m.double(), v.double()
     weights = torch.cat([-0.5 / v, m / v], -1)  # (..., K, 2D)
     constant = -0.5 * (m.square() / v + v.log() + LOG_2PI).sum(-1)  # (..., K)

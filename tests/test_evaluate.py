@@ -10,7 +10,7 @@ from conftest import ROOT, ConditionalLinearGaussian, LabelledLinearGaussian, Li
 from torch.distributions import Normal
 
 from codebase import evaluate, matmul_precision
-from codebase.errors import NonFiniteError
+from codebase.errors import InputError, NonFiniteError
 from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
@@ -27,6 +27,13 @@ def test_over_images():
 def test_one_image_whose_bound_is_not_finite_is_an_error(bad):
     with pytest.raises(NonFiniteError, match="not finite for 1 of 3 images"):
         evaluate.over_images(torch.tensor([1.0, float(bad), 6.0]))
+
+
+def test_a_bound_is_one_number_for_each_image():
+    model = VAE(z_dim=1)
+    model.log_likelihood = lambda x, z: torch.zeros(len(x), len(x))
+    with pytest.raises(InputError, match=r"one number for each image; they are of shape \(3, 3\)"):
+        evaluate.elbo(model, (torch.zeros(3, 784),))
 
 
 def test_elbo_is_unbiased_and_adds_up():

@@ -267,15 +267,10 @@ def test_a_part_of_what_belongs_together_is_refused(base, name, missing):
     """In a class of its own, and mixed in; all of it together is not."""
     row = next(dict.fromkeys(row) for row in ROWS if name in row)
     part = {each: None for each in row if each != missing}
-    owner = next(each for each in base.__mro__ if missing in vars(each)).__name__
-    with pytest.raises(
-        TypeError, match=rf"^Own overrides {name}, so it needs its own .*in the class: .*{owner}\.{missing}\b"
-    ):
+    with pytest.raises(TypeError, match=rf"^Own overrides {name}, so it needs its own [^,]*\b{missing}\b"):
         type("Own", (base,), {name: None})
     for bases, body in (((base,), part), ((type("Part", (), part), base), {})):
-        with pytest.raises(
-            TypeError, match=rf"needs its own {missing}\. .* in the class: {missing} = {owner}\.{missing}$"
-        ):
+        with pytest.raises(TypeError, match=rf"needs its own {missing}, too"):
             type("Own", bases, body)
     assert issubclass(type("Own", (base,), row), base)
     assert issubclass(type("Own", (type("Whole", (), row), base), {}), base)
@@ -302,7 +297,9 @@ def test_a_run_of_another_model_is_not_loaded_as_a_vae(tmp_path):
         folder.mkdir()
         torch.save(state, folder / "model-00020.pt")
         for path in (folder, folder / "model-00020.pt"):
-            with pytest.raises(InputError, match=rf"of the model {says}, although it has the weights of a VAE: give"):
+            with pytest.raises(
+                InputError, match=rf"of the model {says}, although its weights look like those of VAE: give"
+            ):
                 codebase.load(path)
         assert isinstance(codebase.load(folder, HalfKL(z_dim=3)), HalfKL)
     folder = tmp_path / "model=vae_z=3_run=0000"

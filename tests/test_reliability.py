@@ -289,12 +289,12 @@ def test_weights_of_another_model_and_of_another_z(trained, script, tmp_path, na
         torch.save(wrong, folder / "model-00030.pt")
         code, _, err = call("--train", 0)
         assert code == 2
-        assert f"model-00030.pt does not fit a {name[4:-3].upper()} with these flags: " in err
+        assert f"model-00030.pt does not fit this {name[4:-3].upper()}: " in err
     code, _, err = script(
         *[3 if flag == 2 else flag for flag in usual], "--train", 0, "--checkpoint", folder / "model-00020.pt"
     )
     assert code == 2
-    assert "model-00020.pt does not fit a" in err
+    assert "model-00020.pt does not fit this" in err
     assert re.search(r"[\w.]+ is \(.*\) instead of \(.*\)", err)
 
 

@@ -60,15 +60,18 @@ class SSVAE(VAE):
         return {"nelbo": kl_y + kl_z + rec, "kl_y": kl_y, "kl_z": kl_z, "rec": rec}
 
     def negative_elbo_bound(self, x):
-        """-ELBO(x) averaged over the batch, in nats. x: (B, X). Returns scalars (nelbo, kl_z, kl_y, rec)."""
+        """-ELBO(x) averaged over the batch, in nats. x: (B, X).
+
+        Returns scalars (nelbo, kl_z, kl_y, rec), in the order of the homework's own code.
+        """
         terms = self.elbo_terms(x)
         return terms["nelbo"].mean(), terms["kl_z"].mean(), terms["kl_y"].mean(), terms["rec"].mean()
 
     def log_weights(self, x, iw):
-        """The logs of w_i = sum_y p(y) p(x, z_iy|y) / q(z_iy|x, y), with one z_iy ~ q(z|x, y) for every y, in nats.
+        """The logs of w_i = sum_y p(y) p(x, z_i^(y)|y) / q(z_i^(y)|x, y), one z_i^(y) ~ q(z|x, y) for every y, in nats.
 
-        x: (B, X). Returns (log_w, kl, rec), each (M, B): kl = log q(y, z_iy|x) - log p(y, z_iy) and
-        rec = -log p(x|y, z_iy), both averaged over y with the weights q(y|x). The sum in w_i does not need q(y|x).
+        x: (B, X). Returns (log_w, kl, rec), each (M, B): kl = log q(y, z_i^(y)|x) - log p(y, z_i^(y)) and
+        rec = -log p(x|y, z_i^(y)), both averaged over y with the weights q(y|x). The sum in w_i does not need q(y|x).
         E[w_i] = p(x), and E[log w_i] is at least the ELBO.
         """
         log_w, kl_z, rec = super().log_weights(x, iw, self.every_y)  # (M, C, B)

@@ -30,18 +30,6 @@ from codebase.utils import (
     sample_gaussian,
 )
 
-BELONGS_TO = {  # who overrides the first must override the others, too: otherwise they would be another model's
-    "log_prior": ("sample_z", "kl"),
-    "sample_z": ("log_prior",),
-    "kl": ("log_prior",),
-    "log_likelihood": ("mean_x", "sample_x", "is_density"),
-    "mean_x": ("log_likelihood",),
-    "elbo_terms": ("log_weights", "mean_z"),
-    "log_weights": ("elbo_terms",),
-    "negative_elbo_bound": ("elbo_terms",),
-    "negative_iwae_bound": ("log_weights",),
-}
-
 
 class VAE(nn.Module):
     """VAE of binary images x in {0, 1}^X.
@@ -64,21 +52,6 @@ class VAE(nn.Module):
         self.register_buffer("z_prior_v", torch.ones(1))
         # The training loop writes the number of finished steps here, for a loss that changes during training.
         self.register_buffer("step", torch.tensor(0), persistent=False)
-
-    def __init_subclass__(cls, **kwargs):
-        """TypeError if a subclass overrides only a part of what BELONGS_TO lists together."""
-        super().__init_subclass__(**kwargs)
-        definer = {}  # {name: the class that defines it, as a position in the order in which Python looks for it}
-        for position, base in reversed(list(enumerate(cls.__mro__))):
-            definer |= dict.fromkeys(vars(base), position)
-        for name, others in BELONGS_TO.items():
-            missing = [other for other in others if definer[other] > definer[name]]
-            if missing:
-                inherited = "; ".join(f"{other} = {cls.__mro__[definer[other]].__name__}.{other}" for other in missing)
-                raise TypeError(
-                    f"{cls.__name__} overrides {name}, so it needs its own {' and '.join(missing)}. What it inherits "
-                    f"belongs to another model; if it is right all the same, write so in the class: {inherited}"
-                )
 
     # The densities
 
@@ -169,5 +142,34 @@ class VAE(nn.Module):
         return self.posterior(x, *y)[0]
 
     def reconstruct(self, x, *y):
-        """E[x'|z] at the mean z of q(z|x). x: (B, X). Returns (B, X) in [0, 1]."""
+        """E[x'|z] at the mean z of q(z|x); with labels, given y. x: (B, X). Returns (B, X) in [0, 1]."""
         return self.mean_x(self.mean_z(x, *y), *y)
+
+    # Subclasses
+
+    def __init_subclass__(cls, **kwargs):
+        """TypeError if a subclass overrides only a part of what BELONGS_TO lists together."""
+        super().__init_subclass__(**kwargs)
+        definer = {}  # {name: the class that defines it, as a position in the order in which Python looks for it}
+        for position, base in reversed(list(enumerate(cls.__mro__))):
+            definer |= dict.fromkeys(vars(base), position)
+        for name, others in BELONGS_TO.items():
+            missing = [other for other in others if definer[other] > definer[name]]
+            if missing:
+                raise TypeError(
+                    f"{cls.__name__} overrides {name}, so it needs its own {' and '.join(missing)}, too: what it "
+                    "inherits is another model's. The table in docs/extending.md says what belongs together."
+                )
+
+
+BELONGS_TO = {  # who overrides the first must override the others, too: otherwise they would be another model's
+    "log_prior": ("sample_z", "kl"),
+    "sample_z": ("log_prior",),
+    "kl": ("log_prior",),
+    "log_likelihood": ("mean_x", "sample_x", "is_density"),
+    "mean_x": ("log_likelihood",),
+    "elbo_terms": ("log_weights", "mean_z"),
+    "log_weights": ("elbo_terms",),
+    "negative_elbo_bound": ("elbo_terms",),
+    "negative_iwae_bound": ("log_weights",),
+}

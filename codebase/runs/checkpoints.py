@@ -119,7 +119,7 @@ def fill(model, weights, path):
         elif not value.float().isfinite().all():
             wrong.append(f"{key} is not finite")
     if wrong:
-        raise InputError(f"{path} does not fit a {type(model).__name__} with these flags: {'; '.join(wrong)}.")
+        raise InputError(f"{path} does not fit this {type(model).__name__}: {'; '.join(wrong)}.")
     model.load_state_dict(weights)
 
 
