@@ -107,14 +107,14 @@ def low_high(configuration, name, digits=2):
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
-def bits(configuration, name, dimensions=3072):
-    """A number of the FSVAE in bits per dimension, of images of 32 × 32 values in three colours.
+def bits(configuration, name, is_density=True, dimensions=3072):
+    """A number in bits per dimension, of images of 32 × 32 values in three colours.
 
-    From the stored nats, so without the noise of a report, which adds 1e-5 bits.
+    From the stored nats, so without the noise of a report, which adds 1e-5 bits to the FSVAE's.
     """
     nats = number(configuration, name)
     estimate = evaluate.Estimate(nats["mean"], nats["se"], len(nats["values"]))
-    return f"{evaluate.bits_per_dimension(estimate, dimensions, is_density=True):.4f}"
+    return f"{evaluate.bits_per_dimension(estimate, dimensions, is_density):.4f}"
 
 
 def rms_error(configuration, dimensions=3072, variance=0.1):
