@@ -276,6 +276,33 @@ def test_a_part_of_what_belongs_together_is_refused(base, name, missing):
     assert issubclass(type("Own", (type("Whole", (), row), base), {}), base)
 
 
+class FurtherTerm(VAE):
+    mean_z, log_weights = VAE.mean_z, VAE.log_weights
+
+    def elbo_terms(self, x):
+        terms = super().elbo_terms(x)
+        return terms | {"nelbo": terms["nelbo"] + 7, "further": torch.full((len(x),), 7.0)}
+
+
+def test_the_curve_of_the_elbo_is_of_all_its_terms():
+    loss, curves = FurtherTerm(z_dim=2).loss(torch.zeros(3, 784))
+    torch.testing.assert_close(curves["gen/elbo"], -(curves["gen/kl_z"] + curves["gen/rec"] + 7))
+    assert loss == -curves["gen/elbo"]
+
+
+class TwiceAsMany(GMVAE):
+    """Every component once more, moved by 100."""
+
+    def prior(self):
+        m, v = super().prior()
+        return torch.cat([m, m + 100]), torch.cat([v, v])
+
+
+def test_a_mixture_of_other_components_is_sampled_as_it_is_evaluated():
+    z = TwiceAsMany(z_dim=2, k=3).sample_z(4000)
+    assert abs((z[:, 0] > 50).float().mean() - 0.5) < 0.04
+
+
 def test_what_may_be_overridden_alone():
     for name in ("posterior", "sample_x", "mean_z", "loss", "is_density", "reconstruct"):
         assert issubclass(type("Own", (VAE,), {name: None}), VAE)
