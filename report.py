@@ -6,9 +6,7 @@ Commands:
     python report.py --by "test nelbo"       one table, a row for each configuration, best first by this number
     python report.py --difference vae_z=10 vae_z=2
                                              both, and second minus first, run by run
-    python report.py --out FILE.md           also write what is printed to a file
     python report.py --csv FILE.csv          also write the numbers of every run to a file; -: print them instead
-    python report.py --json                  print JSON instead, with the numbers of every run
 
 Runs of one seed see the same batches, and begin with the same weights if their networks have the same sizes. So
 --difference compares runs of the same seed. Its standard error is that of the mean of these differences. A difference
@@ -18,7 +16,6 @@ within two or three standard errors is not significant.
 import argparse
 import csv
 import io
-import json
 import os
 import sys
 from fnmatch import fnmatchcase
@@ -34,13 +31,11 @@ def parse_flags():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help="names of configurations: 'vae_*'")
     parser.add_argument("--by", metavar="NUMBER", help="one table, sorted by this number, such as 'test nelbo'")
-    parser.add_argument("--out", metavar="FILE", help="also write the output to this file")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--difference", metavar=("A", "B"), nargs=2, help="configuration B minus A, paired by seed")
     what.add_argument(
         "--csv", metavar="FILE", help="also write every run's numbers to this file; -: print them instead"
     )
-    what.add_argument("--json", action="store_true", help="JSON instead of Markdown")
     flags = parser.parse_args()
     if flags.by is not None and flags.difference:
         parser.error("--by sorts all configurations and --difference compares two: give one of them")
@@ -130,10 +125,6 @@ def show(text):
             raise
 
 
-def write(path, text):
-    Path(path).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-
-
 def report(flags):
     configurations, left_out = tables.read(matching(list(Path("logs").glob("model=*_run=*")), flags))
     by = None
@@ -147,17 +138,14 @@ def report(flags):
         text = difference_table(*(the_only(configurations, name) for name in flags.difference))
     elif flags.csv == "-":
         text = csv_text(configurations)
-    elif flags.json:
-        text = json.dumps({"configurations": configurations, "left_out": left_out}, indent=1)
     else:
         text = tables.report(configurations, left_out, by)
     show(text)
     if not configurations:
         raise InputError(NO_RUN.format("" if flags.pattern == "*" else f" that matches {flags.pattern!r}"))
     if flags.csv not in (None, "-"):
-        write(flags.csv, csv_text(configurations))
-    if flags.out:
-        write(flags.out, text)
+        text = csv_text(configurations)
+        Path(flags.csv).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def main():

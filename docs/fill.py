@@ -1,8 +1,7 @@
 """Put the numbers of the runs into docs/*.md.
 
-    python report.py --json --out FILE.json     the results under logs/, after training
-    python docs/fill.py FILE.json               adds them to docs/results.json, and fills the documents
-    python docs/fill.py                         fills the documents
+    python docs/fill.py logs        adds the results of the finished runs under logs/ to docs/results.json, and fills
+    python docs/fill.py             fills the documents
 
 A document contains blanks: hidden comments <!--= expression -->, closed by <!--/-->. This script writes the value of
 the expression between them; it is never typed. The expressions are Python calls of the functions below. Their
@@ -213,10 +212,12 @@ def filled(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", metavar="FILE.json", nargs="*", help="results to add, as report.py --json writes them")
-    for name in parser.parse_args().files:
+    parser.add_argument("logs", nargs="?", help="the folder of the runs whose results are added")
+    logs = parser.parse_args().logs
+    if logs:
         all_of_it = json.loads(STORED.read_text())
-        new = json.loads(Path(name).read_text())["configurations"]
+        new, left_out = tables.read(Path(logs).glob("model=*_run=*"))
+        print(*(f"left out: {sentence}" for sentence in left_out), sep="\n")
         all_of_it["configurations"] = merged(all_of_it["configurations"], new)
         RUNS.update(by_name(all_of_it["configurations"]))
         STORED.write_text(json.dumps(all_of_it, indent=1) + "\n")
