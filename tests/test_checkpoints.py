@@ -144,7 +144,7 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(saved, change, com
     torch.save(weights, folder / "bad.pt")
     other = VAE(z_dim=2)
     before = {key: value.clone() for key, value in other.state_dict().items()}
-    with pytest.raises(InputError, match=f"bad.pt does not fit a VAE .*{complaint}"):
+    with pytest.raises(InputError, match=f"bad.pt does not fit this VAE: .*{complaint}"):
         checkpoints.load_weights(other, folder / "bad.pt")
     assert all(before[key].equal(value) for key, value in other.state_dict().items())
 
@@ -207,7 +207,7 @@ def test_a_training_state_that_is_none_is_refused(begun, edit):
     [
         (
             lambda state: state["weights"].__delitem__("enc.net.0.bias"),
-            "training.pt does not fit a VAE .*enc.net.0.bias is miss",
+            "training.pt does not fit this VAE: .*enc.net.0.bias is miss",
         ),
         (lambda state: state.update(weights=3), "training.pt holds no state_dict"),
         (
@@ -227,7 +227,7 @@ def test_other_flags_and_another_z_are_named(begun):
     folder, *_ = begun
     with pytest.raises(InputError, match=r"other flags: --z was 2 and is 3, --lr was 0.001 and is 0.01\. Resume"):
         resume(folder, {"z": 3, "lr": 0.01}, z_dim=3)
-    with pytest.raises(InputError, match=r"training.pt does not fit a VAE"):
+    with pytest.raises(InputError, match=r"training.pt does not fit this VAE"):
         resume(folder, z_dim=3)
 
 
@@ -280,7 +280,7 @@ def test_a_tensor_that_is_marked_as_a_folder_is_noticed(begun):
 def test_another_number_of_components_is_named(tmp_path):
     torch.save(GMVAE(z_dim=2, k=3).state_dict(), tmp_path / "three.pt")
     with pytest.raises(
-        InputError, match=r"three.pt does not fit a GMVAE .* z_pre is \(1, 6, 2\) instead of \(1, 8, 2\); pi is"
+        InputError, match=r"three.pt does not fit this GMVAE: z_pre is \(1, 6, 2\) instead of \(1, 8, 2\); pi is"
     ):
         checkpoints.load_weights(GMVAE(z_dim=2, k=4), tmp_path / "three.pt")
 
