@@ -83,15 +83,23 @@ def test_a_row_of_the_traversal_changes_one_unit(tmp_path, kind):
     torch.testing.assert_close(z, expected, atol=0.15, rtol=0)
 
 
-def test_interpolations_are_straight_lines_between_two_test_images(tmp_path):
-    model, x = ShowsZ(), images(40, 3)
+class MovedMean(ShowsZ):
+    """A posterior whose mean is not the first of its two parameters."""
+
+    def mean_z(self, x):
+        return 1 - super().mean_z(x)
+
+
+@pytest.mark.parametrize("kind", [ShowsZ, MovedMean])
+def test_interpolations_are_straight_lines_between_two_test_images(tmp_path, kind):
+    model, x = kind(), images(40, 3)
     tiles = drawn(tmp_path, model, x)["interpolations"]
     assert tiles.shape == (draw.ROWS, draw.COLUMNS + 2, 3)
     for i, row in enumerate(tiles):
         first, last = x[2 * i], x[20 + 2 * i]
         assert (row[0] == 255 * first.numpy()).all()
         assert (row[-1] == 255 * last.numpy()).all()
-        a, b = (model.posterior(each)[0] for each in (first, last))
+        a, b = (model.mean_z(each) for each in (first, last))
         t = torch.linspace(0, 1, draw.COLUMNS)[:, None]
         torch.testing.assert_close(as_z(row[1:-1]), ((1 - t) * a + t * b).double(), atol=0.1, rtol=0)
 
