@@ -109,7 +109,8 @@ def csv_text(configurations):
             for name, number in config["results"].items():
                 if number["values"][i] is not None:
                     about = config["configuration"], config["step"], config["data"], run, seed
-                    writer.writerow([*about, *name.split(" ", 1), number["values"][i]])
+                    *split, short = name.split(" ", 1)
+                    writer.writerow([*about, "".join(split), short, number["values"][i]])
     return text.getvalue().rstrip("\n")
 
 

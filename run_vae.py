@@ -8,37 +8,21 @@ Commands:
     tensorboard --logdir logs                the curves and pictures
 """
 
-from functools import partial
-
-import torch
-
-from codebase import data
+from codebase import data, pictures
 from codebase.models.vae import VAE
-from codebase.runs.draw import draw_samples
-from codebase.runs.flags import IW, Flag, hidden_flag, size
-from codebase.runs.main import run_main
-from codebase.runs.results import report
-from codebase.runs.run import open_run, train_or_load
+from codebase.runs import IW, Flag, hidden_flag, report, run_main, size, train_or_load
 
 FLAGS = [Flag("z", 10, size, "dimension of the latent z", always=True), IW, hidden_flag(300)]
 
 
-def main(flags):
-    images = data.load(flags.dataset, flags.data_dir).hold_out(flags.validation)
-    with open_run("vae", flags, images) as run:
-        if run.finished:
-            return
-
-        # Model and data.
-        torch.manual_seed(flags.seed)
-        model = VAE(z_dim=flags.z, iw=flags.iw, x_dim=images.x_dim, n_hidden=flags.hidden).to(run.device)
-        batches = data.binary_batches(images.x_train.to(run.device), flags.batch_size, flags.seed)
-        splits = data.binary_splits(images, run.device)
-
-        # Train or load, then report.
-        train_or_load(run, model, batches, partial(draw_samples, run, model, splits), splits)
-        report(run, model, splits)
+def main(run):
+    flags, images = run.flags, run.data
+    model = VAE(z_dim=flags.z, iw=flags.iw, x_dim=images.x_dim, n_hidden=flags.hidden)
+    batches = data.binary_batches(images.x_train, flags.batch_size, flags.seed)
+    splits = data.binary_splits(images)
+    train_or_load(run, model, batches, splits, lambda model: pictures.unlabelled(model, splits, images))
+    report(run, model, splits)
 
 
 if __name__ == "__main__":
-    run_main(main, __doc__, FLAGS)
+    run_main("vae", main, FLAGS, __doc__)

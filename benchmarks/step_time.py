@@ -5,9 +5,9 @@
 textbook        a DataLoader over torchvision's MNIST or SVHN with ToTensor() for every image, torch.bernoulli, nn.ELU,
                 PyTorch's cross-entropy and Adam with its defaults, loss.item() at every step, and concatenated labels:
                 for the SSVAE, to ten copies of each image and style
-plain           codebase.train, with all data on the device
-fast            the same with the faster update of codebase/fast.py; its preparation is not counted
-high, medium    fast, with that --precision
+plain           the loop of codebase/train.py, with all data on the device
+compiled        the same with the compiled step of codebase/fast.py; its preparation is not counted
+bfloat16        compiled, with --precision bfloat16
 JAX             benchmarks/jax_scan.py, if jax is installed (pip install jax); the VAE and the GMVAE only
 
 All loops have the same model, batch size, device and threads. A round times each for some seconds. Prints medians over
@@ -17,8 +17,6 @@ float32 matrices, measured in the same rounds. A step is a new batch, a forward 
 """
 
 import argparse
-import contextlib
-import io
 import statistics
 import sys
 import time
@@ -35,12 +33,13 @@ from torchvision.transforms import ToTensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from codebase import data, fast, matmul_precision
+from codebase import data, fast
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
-from codebase.train import Adam, train, training_step
+from codebase.precision import float32_products, training_precision
+from codebase.train import Adam, training_step, updates, values_of
 
 # Several models are compiled in this process; without this, the compiler would make shapes dynamic after the first.
 torch._dynamo.config.automatic_dynamic_shapes = False
@@ -102,26 +101,17 @@ def textbook_loop(model, images, prepare, device):
             yield 1
 
 
-def our_loop(model, batches, device, faster, asked="highest"):
+def our_loop(model, batches, faster, precision="float32"):
     """Endless: trains a hundred steps at each next()."""
-    optimizer = Adam(model.parameters(), 1e-3)
-    with matmul_precision.training(model, asked, device) as bfloat16:
-        update = partial(training_step, model, optimizer, bfloat16=bfloat16)
-        if faster:
-            update, how = fast.make_faster(update, batches[0])
-            print(f"{asked}: {how}", flush=True)
+    optimizer, step = Adam(model.parameters(), 1e-3), training_step
+    if faster:
+        with training_precision(model, precision):
+            step, how = fast.faster(step, model, optimizer, batches[0])
+        print(f"{precision}: {how}", flush=True)
     while True:
-        with matmul_precision.training(model, asked, device), contextlib.redirect_stderr(io.StringIO()):
-            train(
-                model,
-                batches,
-                optimizer,
-                update=update,
-                iter_max=100,
-                iter_save=101,
-                save=lambda step: None,
-                log=lambda step, values: None,
-            )
+        with training_precision(model, precision):
+            points = [point for _, point in updates(model, batches, range(100), optimizer, step)]
+            values_of(points, 100)
         yield 100
 
 
@@ -130,7 +120,7 @@ def products(device):
     n = 1024 if device.type == "cpu" else 8192
     a, b = torch.randn(2, n, n, device=device)
     while True:
-        with matmul_precision.matmul_precision(matmul_precision.evaluation_setting(device)):
+        with float32_products(device):
             c = a @ b
             c[0, 0].item()
         yield 2 * n**3
@@ -169,7 +159,7 @@ def time_model(name, flags, device):
     # The loops.
     def ours(**how):
         torch.manual_seed(0)
-        return our_loop(MODELS[name]().to(device), batches, device, **how)
+        return our_loop(MODELS[name]().to(device), batches, **how)
 
     print(f"\n{name}, batch 100, {images.name}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     torch.manual_seed(0)
@@ -177,9 +167,8 @@ def time_model(name, flags, device):
     loops = {
         "textbook": textbook_loop(model, one_by_one(images.x_train, images.y_train), prepare, device),
         "plain": ours(faster=False),
-        "fast": ours(faster=True),
-        "high": ours(faster=True, asked="high"),
-        "medium": ours(faster=True, asked="medium"),
+        "compiled": ours(faster=True),
+        "bfloat16": ours(faster=True, precision="bfloat16"),
     }
     if name in ("vae", "gmvae"):
         try:
@@ -213,7 +202,7 @@ def time_model(name, flags, device):
         run, share = DEFAULT_STEPS[name] / rate, rate * flops / peak
         print(f"{loop:10} {rate:8.0f} {spread:>14} {ratio:11.2f} {run:15.0f} {share:6.0%}")
     if "JAX" in rates:
-        for loop in ("fast", "high", "medium"):
+        for loop in ("compiled", "bfloat16"):
             ratio = statistics.median(a / b for a, b in zip(rates[loop], rates["JAX"], strict=True))
             print(f"{loop} / JAX  {ratio:.2f}")
 

@@ -1,11 +1,14 @@
 """Deep generative models of Stanford CS236, homework 2. README.md has a map of the package.
 
-In a notebook: codebase.load (a trained model), codebase.data, codebase.pictures.
+In a notebook: codebase.load (a trained model), codebase.train, codebase.data, codebase.evaluate, codebase.pictures.
 """
 
-from codebase import data
+from codebase import data, evaluate, pictures
 from codebase.errors import InputError, NonFiniteError
 from codebase.loading import load
-from codebase.runs import pictures
+from codebase.models.fsvae import FSVAE
+from codebase.models.gmvae import GMVAE
+from codebase.models.ssvae import SSVAE
+from codebase.models.vae import VAE
 
-__all__ = ["InputError", "NonFiniteError", "data", "load", "pictures"]
+__all__ = ["FSVAE", "GMVAE", "SSVAE", "VAE", "InputError", "NonFiniteError", "data", "evaluate", "load", "pictures"]

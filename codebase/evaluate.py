@@ -7,14 +7,14 @@ Dimension letters: B images, D latent dimensions, M importance samples.
 
 import math
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from tqdm import tqdm
 
 from codebase import processes
 from codebase.errors import InputError, NonFiniteError
-from codebase.matmul_precision import evaluation_setting, matmul_precision
+from codebase.precision import float32_products
 from codebase.random_state import kept_random_state
 from codebase.utils import log_mean_exp, scaled
 
@@ -23,15 +23,21 @@ MAX_ROWS = 2000  # images in a chunk, or images x samples x labels if each has s
 ELBO_SAMPLES = 10  # draws of z averaged for each image; then the spread between images dominates the error
 
 
-class Estimate(NamedTuple):
-    """A mean over n images, and its standard error over them: their standard deviation / sqrt(n), nan for n = 1."""
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n images, and its standard error over them: their standard deviation / sqrt(n), nan for n = 1.
+
+    values: the numbers of the images, (n,), for differences image by image; None if they are not known.
+    """
 
     mean: float
     se: float
     n: int
+    values: torch.Tensor = field(default=None, repr=False, compare=False)
 
     def __format__(self, digits):
-        return f"{self.mean:{digits or '.2f'}} ± {self.se:{digits or '.2f'}}"
+        error = "" if math.isnan(self.se) else f" ± {self.se:{digits or '.2f'}}"
+        return f"{self.mean:{digits or '.2f'}}{error}"
 
     def __str__(self):
         return format(self)
@@ -51,14 +57,14 @@ def over_images(values):
     bad = n - int(values.isfinite().sum())
     if bad:
         raise NonFiniteError(f"a bound is not finite for {bad:,} of {n:,} images: these weights overflow float32.")
-    return Estimate(values.mean().item(), values.std().item() / math.sqrt(n) if n > 1 else math.nan, n)
+    return Estimate(values.mean().item(), values.std().item() / math.sqrt(n) if n > 1 else math.nan, n, values)
 
 
 @contextmanager
 def evaluating(model):
     """In the block: no gradients, evaluation mode, float32 products, random seed 0. All is undone after it."""
     was_training, device = model.training, next(model.parameters()).device
-    with kept_random_state(), torch.no_grad(), matmul_precision(evaluation_setting(device)):
+    with kept_random_state(), torch.no_grad(), float32_products(device):
         torch.manual_seed(0)
         model.eval()
         try:
@@ -89,15 +95,16 @@ def chunk_size(x, labels=1):
     return max(1, MAX_ROWS * 784 // max(784, x.shape[1]) * 10 // max(10, labels))
 
 
-def elbo(model, split, noise=False):
+def elbo(model, split, noise=False, samples=None):
     """The negative ELBO and its terms on a split, in nats: {'nelbo', 'kl', 'rec': Estimate}. Unbiased.
 
-    noise: of the images with noise; see dequantised.
+    noise: of the images with noise; see dequantised. samples: draws of z for each image; None: ELBO_SAMPLES.
     """
+    samples = samples or ELBO_SAMPLES
 
     def terms(x, *y):
-        draws = [model.elbo_terms(x, *y) for _ in range(ELBO_SAMPLES)]
-        return {name: sum(draw[name] for draw in draws) / ELBO_SAMPLES for name in draws[0]}
+        draws = [model.elbo_terms(x, *y) for _ in range(samples)]
+        return {name: sum(draw[name] for draw in draws) / samples for name in draws[0]}
 
     with evaluating(model):
         of_images = each_chunk(terms, split, chunk_size(split[0], model.labels_per_image), noise)

@@ -13,7 +13,7 @@ from codebase.errors import InputError
 from codebase.runs import checkpoints
 from codebase.runs.files import write_atomically
 from codebase.runs.results import add_results, confusion_table
-from codebase.train import Adam, train
+from codebase.train import train
 
 TRAINING_STEPS = 2000  # of the classifier's training, with batches of 100
 GENERATED = 200  # generated images of each class
@@ -56,13 +56,7 @@ def judge(data, device):
         print(f"\ntraining a classifier on the real images, to judge generated ones; saved as {path}", flush=True)
         x, y = data.x_train.to(device), data.y_train.to(device)
         batches = labelled_batches(x, y, data.classes, min(100, len(x)), seed=0)
-        steps = {
-            "iter_max": TRAINING_STEPS,
-            "iter_save": TRAINING_STEPS,
-            "save": lambda step: None,
-            "log": lambda step, values: None,
-        }
-        train(classifier, batches, Adam(classifier.parameters()), **steps)
+        train(classifier, batches, TRAINING_STEPS)
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, lambda file: torch.save(classifier.state_dict(), file))
     else:

@@ -1,16 +1,13 @@
-"""The training loop. It knows a model only by model.loss(*batch) -> (loss, {tag: value})."""
+"""The training step, Adam, and training. It knows a model only by model.loss(*batch) -> (loss, {tag: value})."""
 
-import functools
 import math
-import time
 
 import torch
 from tqdm import tqdm
 
 from codebase import processes
-from codebase.errors import NonFiniteError
-
-LOG_EVERY = 100  # steps between two points of a curve; each needs a synchronisation with the device
+from codebase.errors import InputError, NonFiniteError
+from codebase.random_state import kept_random_state
 
 
 class Adam(torch.optim.Optimizer):
@@ -34,7 +31,7 @@ class Adam(torch.optim.Optimizer):
         self.move()
 
     def move(self):
-        """Move lr and t to the GPU if the parameters are there, so that a CUDA graph sees them change."""
+        """Move lr and t to the GPU if the parameters are there, so that CUDA graphs see them change."""
         for group in self.param_groups:
             if group["params"][0].is_cuda:
                 group["lr"], group["t"] = group["lr"].cuda(), group["t"].cuda()
@@ -73,35 +70,57 @@ class Adam(torch.optim.Optimizer):
                 torch._foreach_sub_(p, change)
 
 
-def training_step(model, optimizer, batch, bfloat16=False):
+def training_step(model, optimizer, batch):
     """One training step: the loss, its gradient, a step of the optimizer. Returns {tag: scalar} for the curves.
 
-    This is the only definition of the step. codebase/fast.py compiles it, or records it as a CUDA graph. So a change
-    that is made here (clipping, an average of the weights, ...) has an effect in every case. A number that changes
-    during training should be a tensor, as model.step and param_groups[i]["lr"] are: a CUDA graph keeps the first value
-    of a Python number.
-    bfloat16: on a CPU, round the factors of the networks' products to bfloat16; requires float32_outputs(model).
-    If several processes train the model, the batch is this process's rows; gradients and terms are averaged over them.
+    This is the only definition of the step; codebase/fast.py compiles it, so an edit of it has an effect there, too.
+    If several processes train the model, the batch is this process's rows; gradients are averaged over them.
     """
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        loss, terms = model.loss(*batch)
+    loss, terms = model.loss(*batch)
     model.zero_grad()
     loss.backward()
-    point = {"train/loss": loss.detach()} | {tag: term.detach() for tag, term in terms.items()}
-    processes.average([*(p.grad for p in model.parameters() if p.grad is not None), *point.values()])
+    processes.average([p.grad for p in model.parameters() if p.grad is not None])
     optimizer.step()
-    return point
+    return {tag: value.detach() for tag, value in {"train/loss": loss, **terms}.items()}
+
+
+def updates(model, batches, steps, optimizer, step=training_step):
+    """Train: after each step t of `steps`, yields t + 1, the number of finished steps, and what `step` has returned.
+
+    batches[t]: a tuple of tensors on the model's device. step: as training_step. A model can have a buffer `step`, as
+    the VAE has: it holds the number of finished steps while a loss is computed. A loss that changes during training (a
+    warm-up) uses it, and so is right after a resume, too, and in a compiled step.
+    """
+    model.train()
+    finished = dict(model.named_buffers()).get("step")
+    for t in steps:
+        if finished is not None:
+            finished.fill_(t)
+        yield t + 1, step(model, optimizer, batches[t])
+
+
+def train(model, batches, n, optimizer=None):
+    """n steps of training, without a run: no files, no curves. Returns {tag: [its value at each step]}.
+
+    batches[t], t = 0, ..., n - 1: as in updates. optimizer: Adam if it is not given. NonFiniteError if a loss or a
+    weight is not finite.
+    """
+    optimizer = optimizer or Adam(model.parameters())
+    check_loss(model, batches)
+    points = [point for _, point in tqdm(updates(model, batches, range(n), optimizer), total=n, unit="it")]
+    check_weights(model, optimizer, n)
+    return values_of(points, n)
 
 
 def learning_rate(lr, schedule, iter_max, steps_per_epoch):
-    """The learning rate as a function of t, the number of finished steps; None if it is constant.
+    """The learning rate as a function of t, the number of finished steps.
 
     schedule: 'constant'; 'cosine', lr (1 + cos(pi t / iter_max)) / 2; steps such as '8000,16000', at each of which it
     is divided by 10; or 'burda', lr 10^(-i/7) for 3^i epochs, i = 0, 1, ..., 7 (Burda et al. 2016, section 5; 3,280
     epochs in all, and then the last rate).
     """
     if schedule == "constant":
-        return None
+        return lambda t: lr
     if schedule == "cosine":
         return lambda t: lr * (1 + math.cos(math.pi * t / iter_max)) / 2
     if schedule == "burda":
@@ -111,57 +130,8 @@ def learning_rate(lr, schedule, iter_max, steps_per_epoch):
     return lambda t: lr * 0.1 ** sum(step <= t for step in steps)
 
 
-def train(model, batches, optimizer, *, iter_max, iter_save, save, log, start=0, update=None, rate=None, stop=None):
-    """Minimise model.loss on the batches, from step `start` to step iter_max. Returns the last step, and the seconds.
-
-    batches[t]: a tuple of tensors on the model's device, the batch after t steps. update(batch): one training step,
-    training_step(model, optimizer, batch) or what codebase/fast.py makes of it. rate(t): the learning rate after t
-    steps; None: the optimizer's own. save(step) is called every iter_save steps and at the last one;
-    log(step, {tag: value}) every LOG_EVERY steps. If stop(step) is true after a step, that step is the last one.
-
-    A model can have a buffer `step`, as the VAE has: it holds the number of finished steps while a loss is computed. A
-    loss that changes during training (a warm-up) uses it, and so is right after a resume, too, and in a compiled step.
-    If a loss or a weight is not finite, NonFiniteError ends the training, and that step is not saved.
-    """
-    model.train()
-    update = update or functools.partial(training_step, model, optimizer)
-    began = time.monotonic()
-    step = start
-    finished = dict(model.named_buffers()).get("step")
-    points = []  # the loss and its terms at each step since the last check, on the device
-    hidden = start >= iter_max or processes.torchrun_rank_and_size()[0] > 0
-    bar = tqdm(total=iter_max, initial=start, mininterval=0.5, unit="it", disable=hidden)
-    with bar:
-        for step in range(start + 1, iter_max + 1):
-            if finished is not None:
-                finished.fill_(step - 1)
-            if rate is not None:
-                set_rate(optimizer, rate(step - 1))
-            points.append(update(batches[step - 1]))
-
-            # The only synchronisations with the device: the losses since the last check are read.
-            stopping = stop is not None and stop(step)
-            saving = step % iter_save == 0 or step == iter_max or stopping
-            logging = step % LOG_EVERY == 0 or step == iter_max
-            if logging or saving:
-                values = check_losses(points, step)
-                points.clear()
-                if logging:
-                    log(step, values)
-
-            if saving:
-                check_weights(model, optimizer, step)
-                save(step)
-            if logging or saving:
-                bar.set_postfix(loss=f"{values['train/loss']:.2f}", refresh=False)
-                bar.update(step - bar.n)
-            if stopping:
-                break
-    return step, time.monotonic() - began
-
-
 def set_rate(optimizer, lr):
-    """Change the optimizer's learning rate; in place if it is a tensor, so that a CUDA graph sees it."""
+    """Change the optimizer's learning rate; in place if it is a tensor, so that a compiled step sees it."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(lr)
@@ -169,21 +139,62 @@ def set_rate(optimizer, lr):
             group["lr"] = lr
 
 
-def check_losses(points, step):
-    """The values of the last point. NonFiniteError names the first step whose loss was not finite, and its terms.
+def check_loss(model, batches):
+    """InputError if model.loss does not return a pair, (a scalar tensor with a gradient, {tag: scalar tensor})."""
+    with kept_random_state():
+        buffers = [buffer.clone() for buffer in model.buffers()]
+        result = model.loss(*batches[0])
+        for buffer, value in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+    must = "model.loss must return a pair, (scalar tensor, {tag: scalar tensor})"
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        raise InputError(f"{must}; it returned {described(result)}.")
+    for name, value in {"the loss": result[0], **result[1]}.items():
+        if not (isinstance(value, torch.Tensor) and value.shape == ()):
+            raise InputError(f"{must}; {name} is {described(value)}.")
+    if not result[0].requires_grad:
+        raise InputError("the loss of model.loss does not depend on the model's parameters. Is it detached?")
 
-    points: [{"train/loss": scalar, tag: scalar, ...}] of the steps up to `step`.
+
+def described(value):
+    """In words: 'a tensor of shape (100,)', 'a float'."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(described(each) for each in value)})"
+    return f"a {type(value).__name__}"
+
+
+def values_of(points, step):
+    """The values of the points: {tag: [value of each]}. NonFiniteError names the first step whose loss is not finite.
+
+    points: [{"train/loss": scalar, tag: scalar, ...}] of the steps up to `step`. They are averaged over the processes.
+    This is the only synchronisation with the device.
     """
-    values = torch.stack([term for point in points for term in point.values()]).cpu().unflatten(0, (len(points), -1))
+    tags = list(points[0]) if points else []
+    values = torch.stack([term for point in points for term in point.values()]).unflatten(0, (-1, len(tags)))
+    processes.average([values])
+    values = values.cpu()
     bad = ~values[:, 0].isfinite()  # values: (steps, terms)
     if bad.any():
         first = int(bad.nonzero()[0])
-        loss, *terms = ((tag, value) for tag, value in zip(points[0], values[first].tolist(), strict=True))
+        loss, *terms = zip(tags, values[first].tolist(), strict=True)
         named = "".join(f"; {tag} is {value}" for tag, value in terms if not math.isfinite(value))
         raise NonFiniteError(
             f"the loss of step {step - len(points) + 1 + first} is {loss[1]}{named}. A smaller --lr may help."
         )
-    return dict(zip(points[-1], values[-1].tolist(), strict=True))
+    return dict(zip(tags, values.T.tolist(), strict=True))
+
+
+def named_state(model, optimizer):
+    """All tensors that a step can change, by name: parameters, buffers, and what the optimizer holds."""
+    named = dict(model.named_parameters())
+    names = {p: name for name, p in named.items()}
+    held = {f"the optimizer's {key}": group[key] for group in optimizer.param_groups for key in group}
+    for p, state in optimizer.state.items():
+        held |= {f"the optimizer's {key} of {names.get(p, 'a parameter')}": value for key, value in state.items()}
+    named |= dict(model.named_buffers()) | held
+    return {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
 
 
 def check_weights(model, optimizer, step):
@@ -191,8 +202,7 @@ def check_weights(model, optimizer, step):
 
     With an infinite second moment, Adam never changes the parameter again, although every loss is finite.
     """
-    for name, parameter in model.named_parameters():
-        state = {f"the optimizer's {key} of {name}": each for key, each in optimizer.state.get(parameter, {}).items()}
-        for what, tensor in {name: parameter, **state}.items():
-            if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
-                raise NonFiniteError(f"{what} is not finite after step {step}.")
+    buffers = dict(model.named_buffers())
+    for name, tensor in named_state(model, optimizer).items():
+        if name not in buffers and not tensor.isfinite().all():
+            raise NonFiniteError(f"{name} is not finite after step {step}.")

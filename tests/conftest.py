@@ -178,8 +178,10 @@ def folders(tmp_path):
     """The folders of the only run: its checkpoints and its logs."""
 
     def find():
-        (checkpoints,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
-        return checkpoints, tmp_path / "logs" / checkpoints.name
+        (name,) = {
+            path.name for kind in ("checkpoints", "logs") for path in tmp_path.glob(f"{kind}/*") if path.is_dir()
+        }
+        return tmp_path / "checkpoints" / name, tmp_path / "logs" / name
 
     return find
 
@@ -202,8 +204,7 @@ def pictures_shown(logs):
 
 def run_steps(model, batches, n):
     """n steps of the scripts' training, at their learning rate."""
-    nothing = {"save": lambda step: None, "log": lambda step, values: None}
-    train(model, batches, Adam(model.parameters(), 1e-3), iter_max=n, iter_save=n, **nothing)
+    train(model, batches, n, Adam(model.parameters(), 1e-3))
 
 
 def saved(folder):

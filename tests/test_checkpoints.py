@@ -14,6 +14,7 @@ from codebase.errors import InputError
 from codebase.models.gmvae import GMVAE
 from codebase.models.vae import VAE
 from codebase.runs import checkpoints
+from codebase.runs.checkpoints import Progress
 from codebase.train import Adam
 
 FLAGS = {"z": 2, "lr": 1e-3}
@@ -27,7 +28,7 @@ def saved(tmp_path):
     for _ in range(2):
         update(model, optimizer)
     for step in (20_000, 100, 123_456):
-        checkpoints.save(tmp_path, step, model, optimizer, FLAGS, 0.0)
+        checkpoints.save(tmp_path, Progress(step), model, optimizer, FLAGS)
     return tmp_path, model, optimizer
 
 
@@ -38,12 +39,12 @@ def begun(tmp_path):
     optimizer = Adam(model.parameters(), 1e-3)
     for step in (1, 2):
         update(model, optimizer)
-        checkpoints.save(tmp_path, step, model, optimizer, FLAGS, 1.5 * step)
+        checkpoints.save(tmp_path, Progress(step, 1.5 * step, {"train/loss": 7.5}), model, optimizer, FLAGS)
     return tmp_path, model, optimizer
 
 
 def resume(folder, flags=FLAGS, z_dim=2):
-    """Resume a fresh model there: (step, seconds), the model, its optimiser."""
+    """Resume a fresh model there: its Progress, the model, its optimiser."""
     model = VAE(z_dim)
     optimizer = Adam(model.parameters(), flags["lr"])
     return checkpoints.resume(folder, model, optimizer, flags), model, optimizer
@@ -91,9 +92,9 @@ def test_resume_restores_step_optimiser_and_random_numbers(begun):
     folder, model, optimizer = begun
     expected = torch.rand(3)
     torch.manual_seed(99)
-    (step, seconds), other, other_optimizer = resume(folder)
+    progress, other, other_optimizer = resume(folder)
     assert torch.rand(3).equal(expected)
-    assert (step, seconds) == (2, 3.0)
+    assert progress == Progress(2, 3.0, {"train/loss": 7.5})
     assert equal(model, other)
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         for key in ("exp_avg", "exp_avg_sq"):
@@ -109,10 +110,10 @@ def test_the_state_of_any_optimizer_is_kept(make, tmp_path):
     optimizer = make(model.parameters())
     for step in (1, 2):
         update(model, optimizer)
-        checkpoints.save(tmp_path, step, model, optimizer, FLAGS, 0.0)
+        checkpoints.save(tmp_path, Progress(step), model, optimizer, FLAGS)
     other = VAE(z_dim=2)
     other_optimizer = make(other.parameters())
-    assert checkpoints.resume(tmp_path, other, other_optimizer, FLAGS)[0] == 2
+    assert checkpoints.resume(tmp_path, other, other_optimizer, FLAGS).step == 2
     for each in ((model, optimizer), (other, other_optimizer)):
         torch.manual_seed(3)
         update(*each)

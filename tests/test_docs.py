@@ -11,14 +11,16 @@ import shutil
 import statistics
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import COMPILED, ROOT, curves, needs_compiler, pictures_shown, same, weights
+from PIL import Image
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from codebase import data
+from codebase import data, load
 from codebase.models.vae import VAE
 from codebase.runs.flags import parse_flags
 
@@ -136,16 +138,19 @@ def test_links_lead_somewhere():
             assert target.startswith("https://") or (path.parent / target).is_file(), target
 
 
-# `name`, `Class.method`** (`codebase/file.py`), with words, but no other names, between the names and the file
-WHERE = re.compile(r"((?:`[\w.]+`[^`|;().:]*)+)\(`(codebase/[\w/]+\.py)`\)")
+# `name`, `Class.method`** (`codebase/file.py` or `run_x.py`), with words, but no names, between the names and the file
+WHERE = re.compile(r"((?:`[\w.]+`[^`|;().:]*)+)\(`(codebase/[\w/]+\.py|run_\w+\.py)`\)")
 
 
 def definitions(file):
-    """The functions, classes and methods of a file, methods also with their class: {'VAE', 'VAE.kl', 'kl', ...}."""
+    """The functions, classes and methods of a file, methods also with their class: {'VAE', 'VAE.kl', 'kl', ...}.
+
+    Also the functions in a function, such as `look` in the `main` of a run script.
+    """
     top = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
     for node in (node for node in top if isinstance(node, ast.ClassDef | ast.FunctionDef)):
         yield node.name
-        for each in node.body if isinstance(node, ast.ClassDef) else ():
+        for each in node.body:
             if isinstance(each, ast.FunctionDef):
                 yield from (each.name, f"{node.name}.{each.name}")
 
@@ -174,7 +179,7 @@ def test_the_writeup_says_where_each_item_is():
 def extended(tmp_path):
     """The code with the examples in it. Returns its folder."""
     assert list(EXAMPLES) == [
-        *("codebase/models/vampvae.py", "run_vampvae.py", "codebase/models/twolayervae.py"),
+        *("codebase/models/vampvae.py", "codebase/models/twolayervae.py"),
         *("codebase/models/betavae.py", "run_betavae.py", "run_convvae.py"),
         *("codebase/models/logisticfsvae.py", "run_m1m2.py"),
     ]
@@ -182,7 +187,9 @@ def extended(tmp_path):
     shutil.copy(ROOT / "run_vae.py", tmp_path)
     for name, code in EXAMPLES.items():
         (tmp_path / name).write_text(code)
-    for like, name, changes in COPIES.findall(DOCUMENTS["extending.md"]):
+    copies = COPIES.findall(DOCUMENTS["extending.md"])
+    assert [name for _, name, _ in copies] == ["run_vampvae.py", "run_twolayervae.py", "run_logisticfsvae.py"]
+    for like, name, changes in copies:
         text = (ROOT / like).read_text()
         for old, new in re.findall(r"`([^`]+)`\s+by\s+`([^`]+)`", changes):
             assert text.count(old) == 1
@@ -252,7 +259,17 @@ def test_m2_is_of_real_vectors(extended):
     oracle = Normal(m, torch.nn.functional.softplus(s).add(1e-8).sqrt())
     torch.testing.assert_close(model.log_likelihood(h, z, y), oracle.log_prob(h).sum(-1))
     torch.testing.assert_close(model.mean_x(z, y), m)
-    assert len(EXAMPLES["run_m1m2.py"].splitlines()) <= 80
+
+
+def test_run_scripts_are_short():
+    """At most 25 lines, without blank ones, and without the classes and functions of the model."""
+    for name in ("run_betavae.py", "run_convvae.py", "run_m1m2.py"):
+        lines = EXAMPLES[name].splitlines()
+        for node in ast.parse(EXAMPLES[name]).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name != "main":
+                lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+        assert sum(map(bool, lines)) <= 25, name
+        assert max(map(len, EXAMPLES[name].splitlines())) <= 120
 
 
 @pytest.mark.parametrize(
@@ -270,11 +287,36 @@ def test_examples_train_and_are_evaluated(example, name):
     assert "| test NELBO | " in out
 
 
+def results_of(logs):
+    """The numbers of a run that has ended: {split: {name: its record}}."""
+    record = json.loads((logs / "results.json").read_text())
+    assert record["complete"]
+    return record["results"]
+
+
 @pytest.mark.slow
-def test_m1_then_m2(example, extended):
-    example("run_vae.py", "--z", 50)
-    assert "Test set classification accuracy: " in example("run_m1m2.py", "--z", 3)
-    assert list(extended.glob("logs/model=m1m2_gw=1_cw=100_z=3_data=*/samples.png"))
+def test_m1_then_m2(example, extended, digits):
+    """The reported accuracy, and its curve, are those of the saved weights of both models; there is a picture."""
+    for run in (0, 1):
+        example("run_vae.py", "--z", 50, "--run", run)
+    m2, images = module(extended, "run_m1m2").M2(1, 100, 3, classes=10, x_dim=50), data.load(digits)
+    for run in (1, 0):
+        out = example("run_m1m2.py", "--z", 3, "--run", run, "--iter_save", 20)
+        (logs,) = extended.glob(f"logs/model=m1m2_gw=1_cw=100_z=3_data=*_run=000{run}")
+        (path,) = extended.glob(f"checkpoints/model=vae_z=50_*_run=000{run}")
+        h = load(path).mean_z(data.scaled(images.x_test)).detach()
+        expected = {}
+        for step in (20, 30):
+            right = load(extended / "checkpoints" / logs.name / f"model-{step:05d}.pt", m2).log_q_y(h).argmax(1)
+            expected[step] = 100 * (right == images.y_test).float().mean().item()
+        assert dict(curves(logs)["test/accuracy_percent"][1:]) == pytest.approx(expected)
+        number = results_of(logs)["test"]["accuracy_percent"]
+        assert number["mean"] == pytest.approx(expected[30])
+        assert re.search(rf"^test accuracy, %: {number['mean']:.2f} ± {number['se']:.2f}$", out, re.MULTILINE)
+        with Image.open(logs / "samples.png") as picture:
+            assert picture.size == (20 * 29 + 1, 10 * 29 + 1)  # ten digits in twenty styles
+    assert "loaded" in example("run_m1m2.py", "--z", 3, "--train", 0)
+    assert results_of(logs)["test"]["accuracy_percent"] == number
 
 
 def test_batches_from_a_memory_mapped_file(tmp_path):
@@ -295,28 +337,86 @@ def test_batches_from_a_memory_mapped_file(tmp_path):
         assert found.equal(expected[t][0])
 
 
-def test_another_step_and_optimizer_in_a_run_script(script, digits, tmp_path):
-    """The lines of docs/extending.md in a copy of run_vae.py: its weights are those of clipping and AdamW."""
-    section = DOCUMENTS["extending.md"].partition("## Another training step")[2]
-    step, call = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:2]
+def python_of(section):
+    """The Python of a section of docs/extending.md, block by block."""
+    text = DOCUMENTS["extending.md"].partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+MAIN = re.search(r"^def main\(run\):\n(?:(?: .*)?\n)*?(?=\n\n)", (ROOT / "run_vae.py").read_text(), re.MULTILINE)[0]
+
+
+def edited(*changes):
+    """The text of run_vae.py with these changes, (old, new)."""
     text = (ROOT / "run_vae.py").read_text()
-    first, last = text.index("        train_or_load("), text.index("        report(run")
-    text = text[:first] + call + text[last:]
-    imports = "from codebase import processes\nfrom codebase.train import Adam\n\n\n"
-    text = text.replace("def main(flags)", f"{imports}{step}\n\ndef main(flags)").replace('("vae"', '("clipped_vae"')
-    (tmp_path / "run_clipped.py").write_text(text)
-    args = ("--dataset", digits, "--z", 3, "--batch_size", 50, "--device", "cpu", "--precision", "highest")
-    code, _, err = script(tmp_path / "run_clipped.py", *args, "--iter_max", 5)
+    for old, new in changes:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    return text
+
+
+def test_active_units_are_a_curve_and_a_number(on_digits, script, folders, tmp_path):
+    """Those of each checkpoint's weights; and the weights are those of run_vae.py."""
+    (main,) = python_of("A curve and a number of the report")
+    (tmp_path / "run_active.py").write_text(edited((MAIN, main), ("import data,", "import data, evaluate,")))
+    args = ("--z", 100, "--iw", 3, "--lr", 0.002)
+    code, out, err = on_digits(tmp_path / "run_active.py", *args)
     assert code == 0, err
+    saved, logs = folders()
+    images = data.load(tmp_path / "digits.npz")
+    x = data.binary_splits(images)["test"][0]
+    active = {
+        step: (load(saved / f"model-{step:05d}.pt").mean_z(x).var(0, correction=0) > 0.01).sum().item()
+        for step in (20, 30)
+    }
+    torch.manual_seed(0)
+    active[0] = (VAE(z_dim=100).mean_z(x).var(0, correction=0) > 0.01).sum().item()
+    assert dict(curves(logs)["test/active_units"]) == active
+    assert len(set(active.values())) == 3
+    assert results_of(logs)["test"]["active_units"]["mean"] == active[30]
+    assert f"\ntest active_units: {active[30]}" in out
+    assert f"| test active_units | {active[30]}.00 |" in script("report.py")[1]
+    assert f",test,active_units,{active[30]}.0\n" in script("report.py", "--csv", "-")[1]
+    assert {"samples", "reconstructions"} <= pictures_shown(logs).keys()
+    own = weights(saved, 30)
+    assert on_digits("run_vae.py", *args, "--overwrite", 1)[0] == 0
+    assert same(own, weights(saved, 30))
+
+
+@pytest.mark.parametrize("fast", [0, pytest.param(1, marks=[needs_compiler, pytest.mark.slow])])
+def test_another_step_and_optimizer_in_a_run_script(script, digits, tmp_path, fast):
+    """The lines of docs/extending.md in a copy of run_vae.py: its weights are those of clipping and AdamW."""
+    step, lines = python_of("Another training step")
+    imports = (
+        "import torch\nfrom functools import partial\nfrom codebase import processes\nfrom codebase.train import Adam\n"
+    )
+    for line in imports.splitlines():
+        assert f"`{line}`" in DOCUMENTS["extending.md"]
+    text = edited(
+        ("def main(run):", f"{imports}\n\n{step}\n\ndef main(run):"),
+        ("    train_or_load(", f"{textwrap.indent(lines, '    ')}    train_or_load("),
+        ('run_main("vae", main, FLAGS, __doc__)', 'run_main("clipped_vae", main, FLAGS, __doc__)'),
+    )
+    assert '`run_main("clipped_vae", main, FLAGS, __doc__)`' in DOCUMENTS["extending.md"]
+    (tmp_path / "run_clipped.py").write_text(text)
+    args = ("--dataset", digits, "--z", 3, "--batch_size", 50, "--device", "cpu", "--iter_max", 5, "--fast", fast)
+    code, out, err = script(tmp_path / "run_clipped.py", *args)
+    assert code == 0, err
+    assert (f"update       {COMPILED}" in out) == fast, out
     (path,) = tmp_path.glob("checkpoints/model=clipped_vae_*/model-00005.pt")
     torch.manual_seed(0)
     model, images = VAE(z_dim=3), data.load(digits)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01)
     batches = data.binary_batches(images.x_train, 50, 0)
+    losses = []
     for t in range(5):
         optimizer.zero_grad()
-        model.loss(*batches[t])[0].backward()
+        loss, _ = model.loss(*batches[t])
+        loss.backward()
+        losses.append(loss.item())
         assert torch.nn.utils.clip_grad_norm_(model.parameters(), 1) > 1
         optimizer.step()
     for key, value in torch.load(path, weights_only=True).items():
         torch.testing.assert_close(value, model.state_dict()[key], rtol=1e-4, atol=1e-5)
+    (logs,) = tmp_path.glob("logs/model=clipped_vae_*")
+    assert curves(logs)["train/loss"] == [(5, pytest.approx(losses[-1], rel=1e-5))]

@@ -1,6 +1,5 @@
-"""The faster updates do what the plain one does: same losses, same weights, same random numbers; or are not used."""
+"""The compiled step does what the plain one does: same losses, same weights, same random numbers; or is not used."""
 
-import contextlib
 import copy
 import inspect
 import shutil
@@ -13,17 +12,15 @@ import pytest
 import torch
 from conftest import COMPILED, ROOT, needs_compiler, same, save_digits
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from codebase import data, fast, matmul_precision
-from codebase import train as train_module
-from codebase.errors import InputError
+from codebase import data, fast
 from codebase.models.fsvae import FSVAE
 from codebase.models.gmvae import GMVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
+from codebase.precision import training_precision
 from codebase.runs import checkpoints
-from codebase.train import Adam, learning_rate, train, training_step
+from codebase.train import Adam, learning_rate, set_rate, train, training_step, updates
 
 X = torch.randint(0, 256, (60, 784), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 COLOUR = torch.randint(0, 256, (60, 3072), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -40,29 +37,31 @@ def batches_of(model, device):
     return data.binary_batches(x, 20, 0)
 
 
-def trained(make, steps, device="cpu", faster=False, bfloat16=False):
+def compiled(step, model, optimizer, batch, how=COMPILED):
+    """The step, compiled; it must be."""
+    quick, words = fast.faster(step, model, optimizer, batch)
+    assert words.startswith(how), words
+    return quick
+
+
+def trained(make, steps, device="cpu", faster=False, precision="float32"):
     """The model and optimizer after some steps from seed 1, the losses, and a random number drawn after them."""
     torch.manual_seed(1)
     model = make().to(device)
     optimizer = Adam(model.parameters(), 1e-3)
     batches = batches_of(model, device)
-    update = partial(training_step, model, optimizer, bfloat16=bfloat16)
     batch = batches[0]
-    with matmul_precision.float32_outputs(model) if bfloat16 else contextlib.nullcontext():
-        if faster:
-            update, how = fast.make_faster(update, batch)
-            assert how.startswith((COMPILED, "a CUDA graph, ready")), how
-        points = [update(batch), *(update(batches[t]) for t in range(1, steps))]
+    with training_precision(model, precision):
+        step = compiled(training_step, model, optimizer, batch) if faster else training_step
+        points = [step(model, optimizer, batch), *(step(model, optimizer, batches[t]) for t in range(1, steps))]
     losses = {tag: torch.stack([point[tag] for point in points]).cpu() for tag in points[0]}
     return model, optimizer, losses, torch.rand(3, device=device)
 
 
 MODELS = {
     "vae": partial(VAE, z_dim=3),
-    "iwae": partial(VAE, z_dim=3, iw=4),
     "gmvae": partial(GMVAE, z_dim=3, k=20),
     "ssvae": partial(SSVAE, z_dim=3),
-    "supervised": partial(SSVAE, gen_weight=0, z_dim=3),
     "fsvae": partial(FSVAE, z_dim=3),
 }
 
@@ -70,7 +69,7 @@ MODELS = {
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["vae", "gmvae", "ssvae", "fsvae"])
 def test_the_same_losses_weights_and_moments_from_the_same_seed(name, device, tmp_path):
     plain, plain_adam, expected, drawn = trained(MODELS[name], 30, device)
     model, optimizer, losses, drawn_too = trained(MODELS[name], 30, device, faster=True)
@@ -89,123 +88,116 @@ def test_the_same_losses_weights_and_moments_from_the_same_seed(name, device, tm
         assert torch.cosine_similarity(found, wanted, 0) > 0.999 or wanted.norm() == 0  # 0: no gradient (--gw 0)
         assert found.norm() > 0 or wanted.norm() == 0
     # The training can continue from its state.
-    checkpoints.save(tmp_path, 30, model, optimizer, {}, 0.0)
+    checkpoints.save(tmp_path, checkpoints.Progress(30), model, optimizer, {})
     other = MODELS[name]().to(device)
-    assert checkpoints.resume(tmp_path, other, Adam(other.parameters(), 1e-3), {})[0] == 30
+    assert checkpoints.resume(tmp_path, other, Adam(other.parameters(), 1e-3), {}).step == 30
 
 
 @needs_compiler
 @pytest.mark.slow
 def test_compiled_in_bfloat16():
     _, _, exact, _ = trained(MODELS["vae"], 30)
-    _, _, expected, _ = trained(MODELS["vae"], 30, bfloat16=True)
-    _, _, losses, _ = trained(MODELS["vae"], 30, faster=True, bfloat16=True)
+    _, _, expected, _ = trained(MODELS["vae"], 30, precision="bfloat16")
+    _, _, losses, _ = trained(MODELS["vae"], 30, faster=True, precision="bfloat16")
     for tag in losses:
         torch.testing.assert_close(losses[tag], expected[tag], rtol=3e-3, atol=3e-2)
     assert not losses["gen/rec"].equal(exact["gen/rec"])
     torch.testing.assert_close(losses["gen/rec"], exact["gen/rec"], rtol=1e-2, atol=0)
 
 
-class Dtypes(TorchDispatchMode):
-    """Inside: the operations that are computed, and the types of their results, {name: {types}}."""
-
-    def __init__(self):
-        super().__init__()
-        self.of = {}
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        results = operation(*args, **(kwargs or {}))
-        for each in results if isinstance(results, (tuple, list)) else [results]:
-            self.of.setdefault(operation.overloadpacket.__name__, set()).add(each.dtype)
-        return results
-
-
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_bfloat16_rounds_the_factors_of_products_and_nothing_else(bfloat16):
-    """The loss in the plain update: the networks' products are in bfloat16; all else, the mixture's product too,
-    is not."""
-    torch.manual_seed(0)
-    model = GMVAE(z_dim=3, k=20)
-    batch, loss, seen = batches_of(model, "cpu")[0], model.loss, Dtypes()
-
-    def watched(*batch):
-        with seen:
-            return loss(*batch)
-
-    model.loss = watched
-    with matmul_precision.float32_outputs(model) if bfloat16 else contextlib.nullcontext():
-        point = training_step(model, Adam(model.parameters(), 1e-9), batch, bfloat16)
-    products = {torch.bfloat16 if bfloat16 else torch.float32}
-    assert seen.of["addmm"] == products
-    assert seen.of["mm"] == {torch.float64}  # the mixture's
-    rounded = {name for name, types in seen.of.items() if torch.bfloat16 in types}
-    assert rounded == ({"addmm", "_to_copy", "t"} if bfloat16 else set())  # factors are copied, weights transposed
-    assert all(value.dtype == torch.float32 for value in point.values())
-
-
-def test_outside_an_update_the_products_of_a_model_that_is_cast_back_are_its_own():
-    model = GMVAE(z_dim=3, k=20)
-    x, z = batches_of(model, "cpu")[0][0], torch.randn(5, 3)
-    with torch.autocast("cpu", torch.bfloat16), matmul_precision.float32_outputs(model):
-        assert model.enc(x).dtype == torch.float32
-        rounded = model.log_prior(z)
-    assert rounded.equal(model.log_prior(z))
-
-
 OPTIMIZERS = {"Adam": Adam, "of torch.optim": partial(torch.optim.Adam, lr=1e-3)}
+
+
+def wrong_weight(model):
+    model.dec.net[4].bias.add_(0.01)
+
+
+def wrong_buffer(model):
+    model.step.add_(1)
+
+
+def scaled_gradient(model):
+    """What a hook on a parameter does that a compiled step ignores: Adam's first steps hardly depend on the scale."""
+    model.dec.net[4].bias.grad.mul_(3)
 
 
 @pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_trying_it_changes_nothing(name, started):
-    """A faster update that fails half-way, or computes other numbers, is rejected with a reason, and has no effect."""
+@pytest.mark.parametrize("change", [wrong_weight, wrong_buffer, scaled_gradient])
+def test_a_step_that_does_something_else_is_not_used_and_changes_nothing(name, started, change):
+    """In a weight, a buffer, or only the optimizer's state. The reason is given, and all is as before."""
     torch.manual_seed(0)
     model = VAE(z_dim=3)
     optimizer = OPTIMIZERS[name](model.parameters())
     batch = batches_of(model, "cpu")[0]
-    update = partial(training_step, model, optimizer)
     if started:
-        update(batch)
+        training_step(model, optimizer, batch)
     before, random = copy.deepcopy((model.state_dict(), optimizer.state_dict())), torch.get_rng_state()
 
-    def wrong(update, batch):
-        def wrong_update(batch):
-            point = update(batch)
-            with torch.no_grad():
-                model.dec.net[4].bias.add_(0.3)  # visible only in the second loss
-            return point
+    def wrong(step, model, optimizer, whole):
+        def wrong_step(model, optimizer, batch):
+            step_of = optimizer.step
 
-        return wrong_update
+            def changed():
+                with torch.no_grad():
+                    change(model)
+                step_of()
 
-    def failing(update, batch):
-        def failing_update(batch):
-            update(batch)
+            optimizer.step = changed
+            try:
+                return step(model, optimizer, batch)
+            finally:
+                del optimizer.step
+
+        return wrong_step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "compiled", wrong)
+        chosen, how = fast.faster(training_step, model, optimizer, batch)
+    assert chosen is training_step
+    assert how.startswith("not compiled: the plain step (ArithmeticError: "), how
+    assert "is allowed)" in how
+    assert torch.get_rng_state().equal(random)
+    torch.testing.assert_close((model.state_dict(), optimizer.state_dict()), before, rtol=0, atol=0)
+
+
+def test_another_curve_is_noticed(monkeypatch):
+    model = VAE(z_dim=3)
+    args = model, Adam(model.parameters()), batches_of(model, "cpu")[0]
+
+    def wrong(step, model, optimizer, whole):
+        return lambda *args: {tag: value + (tag == "gen/rec") for tag, value in step(*args).items()}
+
+    monkeypatch.setattr(fast, "compiled", wrong)
+    assert "ArithmeticError: gen/rec of step 1 differs by 1 where" in fast.faster(training_step, *args)[1]
+
+
+def test_a_step_that_fails_half_way_has_no_effect():
+    torch.manual_seed(0)
+    model = VAE(z_dim=3)
+    args = model, Adam(model.parameters()), batches_of(model, "cpu")[0]
+    before = copy.deepcopy((model.state_dict(), args[1].state_dict()))
+
+    def failing(step, model, optimizer, whole):
+        def failing_step(*args):
+            step(*args)
             raise RuntimeError("no compiler\nand a long story")
 
-        return failing_update
+        return failing_step
 
-    for broken, reason in ((wrong, "ArithmeticError: its losses are"), (failing, "RuntimeError: no compiler)")):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fast, "compiled", broken)
-            patch.setattr(fast, "loss_compiled", broken)
-            chosen, how = fast.make_faster(update, batch)
-        assert chosen is update
-        assert how.startswith(f"the plain one, because the faster one fails ({reason}")
-        assert "story" not in how
-        assert torch.get_rng_state().equal(random)
-        after = model.state_dict(), optimizer.state_dict()
-        torch.testing.assert_close(after, before, rtol=0, atol=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "compiled", failing)
+        chosen, how = fast.faster(training_step, *args)
+    assert (chosen, how) == (training_step, "not compiled: the plain step (RuntimeError: no compiler)")
+    torch.testing.assert_close((model.state_dict(), args[1].state_dict()), before, rtol=0, atol=0)
 
 
 def test_when_it_is_worth_compiling():
-    cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
-    assert not fast.worth_compiling(cpu, fast.COMPILED_FROM - 1)
-    assert fast.worth_compiling(cpu, fast.COMPILED_FROM)
-    assert fast.worth_compiling(cuda, 1)
-    assert not fast.worth_compiling(mps, 10**6)
+    for device, steps, worth in (("cpu", -1, False), ("cpu", 0, True), ("cuda", 0, True), ("mps", 10**6, False)):
+        assert fast.worth_compiling(torch.device(device), fast.COMPILED_FROM + steps) == worth
 
 
-# An edit of the step has an effect in the plain, the compiled and the recorded step
+# An edit of the step has an effect in the plain and in the compiled step
 
 
 def edited(before="", after=""):
@@ -216,7 +208,7 @@ def edited(before="", after=""):
 
 
 def made_of(source):
-    names = dict(vars(train_module))
+    names = dict(vars(sys.modules["codebase.train"]))
     exec(source, names)
     return names["training_step"]
 
@@ -260,14 +252,14 @@ def trained_with(edit, device, faster):
     model = make().to(device)
     optimizer = optimizer_of(model.parameters())
     batches = batches_of(model, device)
-    update = partial(step, model, optimizer)
     if faster:
-        update, how = fast.make_faster(update, batches_of(model, device)[0])
-        assert how.startswith(("its loss compiled" if edit == "torch.optim" else COMPILED, "a CUDA graph, ready")), how
+        how = "compiled in parts" if edit == "torch.optim" else COMPILED
+        step = compiled(step, model, optimizer, batches_of(model, device)[0], how)
     torch.manual_seed(2)
     rate = learning_rate(1e-3, schedule, 50, steps_per_epoch=10)
-    nothing = {"iter_max": 50, "iter_save": 50, "save": lambda step: None, "log": lambda step, values: None}
-    train(model, batches, optimizer, update=update, rate=rate, **nothing)
+    set_rate(optimizer, rate(0))
+    for t, _ in updates(model, batches, range(50), optimizer, step):
+        set_rate(optimizer, rate(t))
     return model.state_dict()
 
 
@@ -279,8 +271,6 @@ def trained_with(edit, device, faster):
 def test_an_edit_of_the_step_is_what_runs(edit, device):
     """The edited step gives the same weights plain and faster, and others than the unedited one. With clipping this is
     the one compilation that is tested by default."""
-    if device == "cuda" and edit == "torch.optim":
-        pytest.skip("its state is made too late for a graph, and the run says so")
     plain, faster, unedited = (
         trained_with(*how) for how in ((edit, device, 0), (edit, device, 1), ("none", device, 0))
     )
@@ -329,78 +319,51 @@ class Counting(VAE):
         return loss * self.weight, curves
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_a_step_that_went_out_of_date_stops_the_run(device, monkeypatch):
-    """A Python number that changes after the step was recorded with its first value."""
-    torch.manual_seed(0)
-    model = Counting().to(device)
-    batch = batches_of(model, device)[0]
-    update = partial(training_step, model, Adam(model.parameters()))
-    if device == "cuda":
-        faster, how = fast.make_faster(update, batch)
-        assert how.startswith("a CUDA graph, ready"), how
-    else:
-
-        def faster(batch):  # what a recording does
-            weight, model.weight = model.weight, 1.0
-            point = update(batch)
-            model.weight = weight
-            return point
-
-    fast.check(faster, update, batch, 7)
-    model.weight = 2.0
-    with pytest.raises(InputError, match=r"after step 7 the faster update differs from training_step: its losses are"):
-        fast.check(faster, update, batch, 7)
-
-
 @needs_compiler
 @pytest.mark.slow
 def test_a_compiled_step_sees_a_python_number_change():
     torch.manual_seed(0)
     model = Counting()
-    batch = batches_of(model, "cpu")[0]
-    update = partial(training_step, model, Adam(model.parameters()))
-    faster, how = fast.make_faster(update, batch)
-    assert how.startswith(COMPILED), how
+    args = model, Adam(model.parameters()), batches_of(model, "cpu")[0]
+    quick = compiled(training_step, *args)
     for weight in (1.0, 2.0, 3.5, 4.25):
         model.weight = weight
-        fast.check(faster, update, batch, 7)
+        fast.compare(fast.changes(quick, *args), fast.changes(training_step, *args))
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_hook_on_a_parameter_is_obeyed_or_the_step_is_plain():
+    torch.manual_seed(0)
+    model = VAE(z_dim=3)
+    model.dec.net[4].bias.register_hook(lambda gradient: 3 * gradient)
+    args = model, Adam(model.parameters()), batches_of(model, "cpu")[0]
+    chosen, _ = fast.faster(training_step, *args)
+    fast.compare(fast.changes(chosen, *args), fast.changes(training_step, *args))
 
 
 @pytest.mark.parametrize("faster", [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])])
 def test_what_changes_during_training_sees_the_step(faster):
-    """In the plain and in the compiled update, and if training resumes from a later step."""
+    """In the plain and in the compiled step, and if training resumes from a later step."""
     torch.manual_seed(1)
     model = WarmUp(z_dim=3)
-    optimizer, batches, logged = Adam(model.parameters(), 1e-3), batches_of(model, "cpu"), {}
-    update = partial(training_step, model, optimizer)
-    if faster:
-        update, how = fast.make_faster(update, batches[0])
-        assert how.startswith(COMPILED), how
-    for start, iter_max in ((0, 1), (1, 11), (30, 31), (31, 60)):
-        train(
-            model,
-            batches,
-            optimizer,
-            update=update,
-            start=start,
-            iter_max=iter_max,
-            iter_save=100,
-            save=lambda step: None,
-            log=lambda step, values: logged.update({step: values["train/weight"]}),
-        )
-    assert logged == pytest.approx({1: 0, 11: 10 / 40, 31: 30 / 40, 60: 1})
+    optimizer, batches = Adam(model.parameters(), 1e-3), batches_of(model, "cpu")
+    step = compiled(training_step, model, optimizer, batches[0]) if faster else training_step
+    seen = {}
+    for steps in (range(0, 11), range(30, 60)):
+        seen |= {t: point["train/weight"] for t, point in updates(model, batches, steps, optimizer, step)}
+    assert [float(seen[t]) for t in (1, 11, 31, 60)] == pytest.approx([0, 10 / 40, 30 / 40, 1])
     assert "step" not in model.state_dict()
 
 
 def test_trying_it_leaves_buffers_alone():
-    """The running statistics of BatchNorm are not moved by the dry run."""
+    """The running statistics of BatchNorm are not moved by the comparison."""
     torch.manual_seed(0)
     enc = nn.Sequential(nn.Linear(784, 6), nn.BatchNorm1d(6))
     model = VAE(z_dim=3, enc=enc)
     before = copy.deepcopy(model.state_dict())
-    update = partial(training_step, model, Adam(model.parameters(), 1e-3))
-    fast.dry_run(update, batches_of(model, "cpu")[0])
+    found = fast.changes(training_step, model, Adam(model.parameters(), 1e-3), batches_of(model, "cpu")[0])
+    assert not found["enc.1.running_mean"][0].equal(found["enc.1.running_mean"][1])
     assert all(value.equal(before[key]) for key, value in model.state_dict().items())
 
 
@@ -430,7 +393,7 @@ def test_a_run_that_is_compiled(script, tmp_path, monkeypatch):
 def test_a_run_by_a_faster_update_without_the_compilers_minute(script, tmp_path, monkeypatch):
     """A compiler that hands back what it gets: the run says that it is compiled, and gives what --fast 0 gives."""
     save_digits(tmp_path / "digits.npz")
-    monkeypatch.setattr(fast, "torch_compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
     args = ["--dataset", tmp_path / "digits.npz", "--iter_max", 30, "--z", 2, "--batch_size", 20, "--device", "cpu"]
     ended = []
     for faster in (0, 1):
@@ -448,33 +411,28 @@ def test_without_a_compiler_a_run_says_so_once_and_goes_on(script, tmp_path, mon
     def without(*args, **how):
         raise RuntimeError("No working C++ compiler found")
 
-    monkeypatch.setattr(fast, "torch_compile", without)
+    monkeypatch.setattr(torch, "compile", without)
     args = ["--dataset", tmp_path / "digits.npz", "--iter_max", 3, "--z", 2, "--batch_size", 20, "--device", "cpu"]
     code, out, _ = script("run_vae.py", *args, "--fast", 1)
     assert code == 0
-    assert out.count("the plain one, because the faster one fails (RuntimeError: No working C++ compiler found)") == 1
+    assert out.count("not compiled: the plain step (RuntimeError: No working C++ compiler found)") == 1
     assert "trained 3 steps" in out
 
 
-def test_the_precision_of_a_run(script, tmp_path, monkeypatch):
+def test_the_precision_of_a_run(script, tmp_path):
     """--precision says how its products are computed, and is part of its name if it is not the default."""
     save_digits(tmp_path / "digits.npz")
-    monkeypatch.setattr(matmul_precision, "cpu_has_bfloat16", lambda: True)
     args = ["--dataset", tmp_path / "digits.npz", "--iter_max", 5, "--z", 2, "--batch_size", 20, "--device", "cpu"]
     images = data.load(str(tmp_path / "digits.npz"), "")
     ended = {}
-    for choice, name in (("medium", "batch=20_run"), ("highest", "batch=20_precision=highest_run")):
+    for choice, name in (("bfloat16", "batch=20_precision=bfloat16_run"), ("float32", "batch=20_run")):
         code, _, err = script("run_vae.py", *args, "--precision", choice)
         assert code == 0, err
         (path,) = tmp_path.glob(f"checkpoints/*_{name}=0000/model-00005.pt")
         torch.manual_seed(0)
         model = VAE(z_dim=2)
-        optimizer = Adam(model.parameters(), 1e-3)
-        with matmul_precision.float32_outputs(model):
-            for t in range(5):
-                training_step(
-                    model, optimizer, data.binary_batches(images.x_train, 20, 0)[t], bfloat16=choice == "medium"
-                )
+        with training_precision(model, choice):
+            train(model, data.binary_batches(images.x_train, 20, 0), 5)
         ended[choice] = torch.load(path)
         torch.testing.assert_close(ended[choice], model.state_dict(), rtol=1e-4, atol=1e-5)
-    assert not ended["medium"]["dec.net.2.weight"].equal(ended["highest"]["dec.net.2.weight"])
+    assert not ended["bfloat16"]["dec.net.2.weight"].equal(ended["float32"]["dec.net.2.weight"])

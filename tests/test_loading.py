@@ -49,7 +49,7 @@ def test_a_runs_folder_gives_its_newest_weights(script, digits, tmp_path):
     images = codebase.data.load(digits)
     with torch.no_grad():
         picture = codebase.pictures.grid(model.sample_x(20), images.shape)
-    assert picture.shape == (3, 29 + 1, 20 * 29 + 1)
+    assert picture.pixels.shape == (29 + 1, 20 * 29 + 1, 3)
     if torch.cuda.is_available():
         assert codebase.load(folder, device="cuda").sample_x(2).is_cuda
 

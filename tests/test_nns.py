@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from codebase import matmul_precision
 from codebase.nns import ELU, MLP, apply
+from codebase.precision import Float32Results
 
 
 def test_elu_and_its_gradient():
@@ -27,7 +27,7 @@ def test_under_autocast_factors_are_rounded_to_bfloat16_and_nothing_else():
         factors = (t.bfloat16().double() for t in (h, layer.weight.T, layer.bias))
         h = (lambda h, w, b: h @ w + b)(*factors).bfloat16().float()
         h = F.elu(h) if i < 4 else h
-    with torch.autocast("cpu", torch.bfloat16), matmul_precision.float32_outputs(net):
+    with torch.autocast("cpu", torch.bfloat16), Float32Results():
         rounded = net(x)
         each = net(x[:, :15], x[:, None, 15:])  # an image with every one of four labels
     assert rounded.dtype == each.dtype == torch.float32
@@ -41,24 +41,22 @@ def test_under_autocast_the_parts_of_x_and_of_y_are_added_in_float32():
     torch.nn.init.ones_(net.net[0].weight), torch.nn.init.zeros_(net.net[0].bias)
     sums = []
     net.net[1].register_forward_pre_hook(lambda module, inputs: sums.append(inputs[0].item()))
-    with torch.autocast("cpu", torch.bfloat16), matmul_precision.float32_outputs(net):
+    with torch.autocast("cpu", torch.bfloat16), Float32Results():
         net(torch.full((1, 1), 256.0), torch.ones(1, 1, 1))
     assert sums == [257]
 
 
-def test_convolutions_of_ones_own_return_float32_too_and_are_left_as_they_were():
-    """Every layer of any network, and what is between them; after the training the network has no hooks."""
+def test_convolutions_of_ones_own_return_float32_too():
+    """Every layer of any network, and what is between them."""
     net = nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ELU(), nn.Flatten())
     net.append(nn.Linear(32, 2000))
     seen = []
     for layer in net:
         layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].dtype))
-    with torch.autocast("cpu", torch.bfloat16), matmul_precision.float32_outputs(net):
+    with torch.autocast("cpu", torch.bfloat16), Float32Results():
         outputs = net(torch.rand(5, 16))
     assert seen == [torch.float32] * 6
     assert outputs.dtype == torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
-        assert net(torch.rand(5, 16)).dtype == torch.bfloat16
 
 
 def test_apply_hands_rows_to_a_network_that_is_no_mlp():

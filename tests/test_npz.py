@@ -144,7 +144,7 @@ def test_binary_images_are_taken_as_they_are(tmp_path, dtype):
     expected = torch.from_numpy(x).flatten(1).float()
     (batch,) = data.binary_batches(mine.x_train, 6, 0)[0]
     assert batch.equal(expected)
-    assert data.binary_splits(mine, "cpu")["test"][0].equal(expected[:3])
+    assert data.binary_splits(mine)["test"][0].equal(expected[:3])
     assert data.scaled(mine.x_train).equal(expected)
 
 

@@ -168,7 +168,7 @@ def test_the_numbers_of_a_run(on_digits, folders, bars, monkeypatch, own):
     model.load_state_dict(weights(checkpoints, 60))
     model.double()
     for split in ("subset", "test"):
-        (x,) = data.binary_splits(data.load(bars), "cpu")[split]
+        (x,) = data.binary_splits(data.load(bars))[split]
         found = results[split]
         with torch.no_grad():
             log_p, means, variances, mean_z = exactly(model, x.double())
@@ -181,7 +181,8 @@ def test_the_numbers_of_a_run(on_digits, folders, bars, monkeypatch, own):
         assert -log_p.mean() - 0.02 < found["iwae_200"]["mean"] < found["nelbo"]["mean"] + 0.02
         assert found["iwae_200"]["mean"] < -log_p.mean() + 0.3 * (means["nelbo"] + log_p).mean() + 0.02
         assert found["latent_units"] == {"active": int(mean_z.var(correction=0) > 0.01), "units": 1}
-    assert curves(logs)["eval/nelbo_test"][-1][1] == pytest.approx(results["subset"]["nelbo"]["mean"])
+    error = ((variances["rec"] + variances["kl"]).mean().item() / len(x)) ** 0.5  # of one draw for each test image
+    assert abs(curves(logs)["eval/nelbo_test"][-1][1] - means["nelbo"].mean().item()) < 4 * error + 1e-3
     assert "Bits" not in out
 
 
@@ -241,7 +242,7 @@ def test_bits_of_a_density_are_those_of_images_with_noise(fsvae, folders, colour
     results = json.loads((logs / "results.json").read_text())["results"]["subset"]
     model = NarrowFSVAE(3, n_hidden=12)
     model.load_state_dict(weights(checkpoints, 3))
-    split = data.labelled_splits(data.load(colour_digits), "cpu")["subset"]
+    split = data.labelled_splits(data.load(colour_digits))["subset"]
     noisy = evaluate.elbo(model, split, noise=True) | {"iwae_2": evaluate.iwae(model, split, (2,), noise=True)[0][2]}
     for name in ("nelbo", "rec", "iwae_2"):
         bits = noisy[name].mean / 3072 / math.log(2) + math.log2(255)

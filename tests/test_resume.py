@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import ROOT, STATES, contents, curves, same, saved, weights
 
-from codebase import data
+from codebase import pictures
 from codebase.errors import InputError
 from codebase.models.vae import VAE
-from codebase.runs import draw, files
+from codebase.runs import files
 from codebase.runs.flags import parse_flags
-from codebase.runs.run import open_run, train_or_load
+from codebase.runs.run import execute, open_run
 
 
 def test_train_0_takes_the_newest_checkpoint_or_that_of_iter_max(vae):
@@ -165,12 +165,11 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(vae, tmp_path)
     assert "Traceback" not in err
 
 
-def test_a_diverging_run_stops_and_keeps_the_last_checkpoint(vae, tmp_path):
+def test_a_diverging_run_stops_and_keeps_the_last_checkpoint(vae, folders):
     code, _, err = vae("--lr", 1e30)
     assert code == 1
     assert re.search(r"error: the loss of step \d+ is (inf|nan)", err)
-    (folder,) = (tmp_path / "checkpoints").iterdir()
-    assert saved(folder) == set()
+    assert saved(folders()[0]) == set()
 
 
 @pytest.fixture
@@ -250,15 +249,15 @@ def test_an_ignored_signal_stays_ignored(vae, handled, at_step):
 def test_a_signal_in_the_last_step_is_obeyed(vae, handled, monkeypatch):
     """Nothing is left to train, but the report must not begin."""
     handled()
-    save_grid = draw.save_grid
+    grid, drawn = pictures.grid, []
 
     def interrupted(*args, **how):
-        if args[3] is not None:  # the writer, which the trial before the training does not have
+        drawn.append(None)
+        if len(drawn) == 5:  # there are four pictures at step 0, when no signal is caught yet
             signal.raise_signal(signal.SIGTERM)
-            monkeypatch.setattr(draw, "save_grid", save_grid)
-        save_grid(*args, **how)
+        return grid(*args, **how)
 
-    monkeypatch.setattr(draw, "save_grid", interrupted)
+    monkeypatch.setattr(pictures, "grid", interrupted)
     code, out, _ = vae("--iter_max", 5)
     assert code == 143
     assert "stopped after step 5, which is saved" in out
@@ -267,48 +266,41 @@ def test_a_signal_in_the_last_step_is_obeyed(vae, handled, monkeypatch):
 
 @pytest.fixture
 def notebook(tmp_path, monkeypatch, digits):
-    """main and flags of run_vae.py, as in a notebook: no script, no exit."""
+    """main of run_vae.py, and the run of some flags: no script, no exit."""
     monkeypatch.chdir(tmp_path)
     script = runpy.run_path(str(ROOT / "run_vae.py"))
     usual = ["--dataset", digits, "--batch_size", 50, "--z", 2, "--device", "cpu"]
-    return script["main"], lambda *more: parse_flags("", script["FLAGS"], [str(word) for word in (*usual, *more)])
+
+    def opened(*more):
+        return open_run("vae", parse_flags("", script["FLAGS"], [str(word) for word in (*usual, *more)]))
+
+    return script["main"], opened
 
 
-def test_a_notebook_can_train_the_same_run_again(notebook):
-    main, flags = notebook
-    main(flags("--iter_max", 3))
+def test_a_process_can_train_the_same_run_again(notebook):
+    main, opened = notebook
+    execute(opened("--iter_max", 3), main)
     (path,) = Path("logs").glob("*/results.json")
     assert json.loads(path.read_text())["complete"] is True
-    main(flags("--iter_max", 6, "--resume", 1))
+    execute(opened("--iter_max", 6, "--resume", 1), main)
     record = json.loads(path.read_text())
     assert (record["step"], record["complete"]) == (6, True)
     with pytest.raises(InputError, match="already holds a run"):
-        main(flags())
-    main(flags("--train", 0, "--iw_eval", 2))
+        execute(opened(), main)
+    execute(opened("--train", 0, "--iw_eval", 2), main)
     assert "iwae_2" in json.loads(path.read_text())["results"]["subset"]
 
 
-def test_in_one_block_a_second_training_needs_to_be_asked_for(notebook, digits):
-    """The run that is there is not overwritten; it is resumed if the flags say so."""
-    _, flags = notebook
-    images = data.load(digits)
-    batches = data.binary_batches(images.x_train, 50, 0)
-    with open_run("vae", flags("--iter_max", 3), images) as run:
-        train_or_load(run, VAE(z_dim=2), batches, lambda writer, step: None)
-        with pytest.raises(InputError, match="already holds a run"):
-            train_or_load(run, VAE(z_dim=2), batches, lambda writer, step: None)
-        run.flags.resume, run.flags.iter_max = 1, 5
-        train_or_load(run, VAE(z_dim=2), batches, lambda writer, step: None)
-        assert run.record["step"] == 5
+def test_a_script_that_fails_leaves_a_run_that_is_not_complete_and_not_locked(notebook):
+    main, opened = notebook
 
-
-def test_a_block_that_fails_leaves_a_run_that_is_not_complete_and_not_locked(notebook, digits):
-    _, flags = notebook
-    images = data.load(digits)
-    batches = data.binary_batches(images.x_train, 50, 0)
-    with contextlib.suppress(ZeroDivisionError), open_run("vae", flags("--iter_max", 3), images) as run:
-        train_or_load(run, VAE(z_dim=2), batches, lambda writer, step: None)
+    def failing(run):
+        main(run)
         raise ZeroDivisionError
+
+    run = opened("--iter_max", 3)
+    with contextlib.suppress(ZeroDivisionError):
+        execute(run, failing)
     assert "complete" not in json.loads((run.logs / "results.json").read_text())
-    with open_run("vae", flags("--resume", 1), images):
-        pass
+    execute(opened("--iter_max", 4, "--resume", 1), main)
+    assert json.loads((run.logs / "results.json").read_text())["complete"] is True

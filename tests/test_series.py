@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, contents, same, weights
 
-from codebase.runs import environment, run
+from codebase.runs import course, environment
 
 
 def results_of(folder):
@@ -38,7 +38,7 @@ def test_replicates_are_the_runs_that_they_would_be_alone(vae, tmp_path):
 @pytest.mark.parametrize("overwrite", [0, 1])
 def test_a_series_that_is_stopped_says_how_it_is_resumed(vae, monkeypatch, overwrite):
     """--overwrite 1 would delete what was saved, also if the same command is given again."""
-    monkeypatch.setattr(run, "should_stop", lambda signals, step: signals.append(2) or True)
+    monkeypatch.setattr(course, "should_stop", lambda signals, step: signals.append(2) or True)
     code, out, _ = vae("--z", 2, "--replicates", 2, "--overwrite", overwrite)
     assert code == 130
     assert f"the same command{' without --overwrite 1' * overwrite} resumes it" in out

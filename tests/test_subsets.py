@@ -21,7 +21,7 @@ def test_real_mnist_and_its_subset(mnist_dir):
     assert x.sum().item() == 10257
     checksum = "e987bfcffd12fe0269806e1d7c819de46d3e7902b0d7d98dc7bd3c780ceab5d3"
     assert hashlib.sha256(x.numpy().tobytes()).hexdigest() == checksum
-    splits = data.binary_splits(mnist, "cpu")
+    splits = data.binary_splits(mnist)
     assert splits["subset"][0].equal(x.float())
     assert splits["test"][0].shape == (10_000, 784)
 
@@ -109,26 +109,27 @@ def test_more_labelled_images_than_there_are(digits):
         data.labelled_subset(mine, 310, seed=0)
 
 
-def test_the_splits_that_bounds_are_reported_on(digits):
+def test_the_splits_that_bounds_are_reported_on(digits, monkeypatch):
+    monkeypatch.setattr("codebase.data.subsets.TRAIN_IMAGES", 200)
     mine = data.load(str(digits), "")
-    splits = data.binary_splits(mine, "cpu")
+    splits = data.binary_splits(mine)
     expected = data.binarise_once(mine.x_test[data.test_subset(mine)]).float()
     assert list(splits) == ["subset", "test", "train"]
     assert splits["subset"][0].equal(expected)
     assert splits["test"][0].equal(data.binarise_once(mine.x_test).float())
-    assert splits["train"][0].equal(data.binarise_once(mine.x_train[: len(expected)]).float())
+    assert splits["train"][0].equal(data.binarise_once(mine.x_train[:200]).float())
 
 
 def test_labelled_splits(colour_digits):
     mine = data.load(colour_digits)
-    splits = data.labelled_splits(mine, "cpu")
+    splits = data.labelled_splits(mine)
     chosen = data.test_subset(mine)
     assert splits["subset"][0].equal(mine.x_test[chosen])
     assert splits["subset"][1].argmax(-1).equal(mine.y_test[chosen])
     assert splits["test"][0].equal(mine.x_test)
     assert splits["test"][1].shape == (120, 10)
-    assert splits["train"][0].equal(mine.x_train[: len(chosen)])
-    assert splits["train"][1].argmax(-1).equal(mine.y_train[: len(chosen)])
+    assert splits["train"][0].equal(mine.x_train)  # fewer than TRAIN_IMAGES
+    assert splits["train"][1].argmax(-1).equal(mine.y_train)
 
 
 def test_validation_images_are_the_last_training_images(tmp_path):
@@ -141,12 +142,12 @@ def test_validation_images_are_the_last_training_images(tmp_path):
     assert images.x_validation.equal(whole.x_train[260:])
     assert images.y_validation.equal(whole.y_train[260:])
     assert (images.name, images.x_test, images.n_validation) == (whole.name, whole.x_test, 40)
-    binary, with_labels = data.binary_splits(images, "cpu"), data.labelled_splits(images, "cpu")
+    binary, with_labels = data.binary_splits(images), data.labelled_splits(images)
     assert binary["validation"][0].equal(data.binarise_once(whole.x_train[260:]).float())
     assert with_labels["validation"][0].equal(whole.x_train[260:])
     assert with_labels["validation"][1].argmax(-1).equal(whole.y_train[260:])
-    for name, (x,) in data.binary_splits(whole, "cpu").items():
-        assert binary[name][0].equal(x)
+    for name, (x,) in data.binary_splits(whole).items():
+        assert binary[name][0].equal(x[:260] if name == "train" else x)
     assert whole.hold_out(0) is whole
     with pytest.raises(InputError, match="--validation 300 leaves none of the 300 training images"):
         whole.hold_out(300)

@@ -16,7 +16,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import api_pb2, get_experiment, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
-from codebase.runs import draw
+from codebase.runs import course as training
 
 ALL = [api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE, api_pb2.STATUS_RUNNING]
 
@@ -113,14 +113,15 @@ def test_hparams_of_a_resumed_run_and_of_one_that_was_stopped(vae, hparams, fold
     vae("--z", 2, "--iter_max", 20)
     _, logs = folders()
     before = expected(logs)
-    save_grid = draw.save_grid
+    set_rate = training.set_rate
 
-    def interrupted(*args, **how):
-        signal.raise_signal(signal.SIGTERM)
-        save_grid(*args, **how)
+    def interrupted(*args):
+        if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:  # once the training has begun
+            signal.raise_signal(signal.SIGTERM)
+        set_rate(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(draw, "save_grid", interrupted)
+        patch.setattr(training, "set_rate", interrupted)
         assert vae("--z", 2, "--iter_max", 60, "--resume", 1)[0] == 143
     assert hparams()[1] == {logs.name: (api_pb2.STATUS_UNKNOWN, before[0], {})}
 
@@ -153,7 +154,7 @@ def test_custom_scalars_groups_the_curves(on_digits, folders):
     assert charts == {
         "loss and its terms": {"train/loss", "gen/kl_z", "gen/kl_y", "gen/rec", "gen/my_term", "class/ce"},
         "negative ELBO of test, training and validation images": {"eval/nelbo_test", "eval/nelbo_train"},
-        "accuracy of a classifier": {"class/acc", "test/acc"},
+        "accuracy of a classifier, %": {"test/accuracy_percent"},
     }
 
 
@@ -166,7 +167,7 @@ def test_every_picture_has_a_legend(on_digits, fsvae, folders, name):
     (path,) = folders()[1].glob("*tfevents*")
     events = [Event.FromString(raw) for raw in RawEventFileLoader(str(path)).Load()]
     images = [value for event in events for value in event.summary.value if value.HasField("image")]
-    assert len(images) == 2 * 5  # five pictures at two checkpoints
+    assert len(images) == 3 * 5  # five pictures at step 0 and at two checkpoints
     for value in images:
         assert len(value.metadata.summary_description.split()) > 5
         # Without these, TensorBoard's fast loader does not show it.

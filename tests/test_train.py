@@ -1,44 +1,29 @@
-"""The loop: the numbers of the textbook loop; it logs and saves all that it should, and nothing that is not finite."""
+"""Training: the numbers of the textbook loop; a run logs and saves all that it should, and nothing not finite."""
 
+import copy
 import weakref
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import curves, pictures_shown, run_steps, same, weights
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from codebase import data
-from codebase.errors import NonFiniteError
+from codebase import data, evaluate
+from codebase.errors import InputError, NonFiniteError
 from codebase.models.vae import VAE
-from codebase.train import Adam, learning_rate, set_rate, train
+from codebase.runs import course as training
+from codebase.train import Adam, check_loss, learning_rate, set_rate, train, training_step, updates, values_of
 
 X = torch.randint(0, 256, (60, 784), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def run(model, iter_max, start=0, iter_save=1000, lr=1e-3, batches=None):
-    """Train; returns what was saved and what was logged."""
-    saved, logged = [], []
-    batches = batches or data.binary_batches(X, 20, 0)
-    train(
-        model,
-        batches,
-        Adam(model.parameters(), lr),
-        start=start,
-        iter_max=iter_max,
-        iter_save=iter_save,
-        save=saved.append,
-        log=lambda step, values: logged.append((step, values)),
-    )
-    return saved, logged
 
 
 def test_it_is_adam_on_the_models_loss():
     """Twelve steps against the plainest loop there is, with torch's unfused Adam."""
     torch.manual_seed(1)
     model = VAE(z_dim=3)
-    run(model, 12)
+    run_steps(model, data.binary_batches(X, 20, 0), 12)
     torch.manual_seed(1)
     plain = VAE(z_dim=3)
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, foreach=False)
@@ -81,7 +66,8 @@ def test_adam_leaves_alone_what_has_no_gradient():
 
 
 def test_learning_rates():
-    assert learning_rate(0.1, "constant", 100, 10) is None
+    constant = learning_rate(0.1, "constant", 100, 10)
+    assert [constant(t) for t in (0, 50, 100)] == [0.1] * 3
     cosine = learning_rate(0.1, "cosine", 100, 10)
     assert [cosine(t) for t in (0, 50, 100)] == pytest.approx([0.1, 0.05, 0])
     steps = learning_rate(0.1, "30,60", 100, 10)
@@ -98,54 +84,80 @@ def test_learning_rates_of_burda():
     assert rate(10**9) == pytest.approx(1e-4)  # and then the last rate
 
 
-@pytest.mark.parametrize("make", [Adam, partial(torch.optim.SGD, lr=1.0)])
-def test_each_step_has_its_learning_rate(make):
-    """Step t + 1 has rate(t), also where training begins at a later step."""
-    model = VAE(z_dim=2)
-    optimizer = make(model.parameters())
-    seen = []
+def test_each_step_has_its_learning_rate(vae, monkeypatch):
+    """Step t + 1 has rate(t), also in a run that is resumed; with any optimizer."""
+    seen, step = [], Adam.step
 
-    def update(batch):
+    def noted(optimizer):
         seen.append(float(optimizer.param_groups[0]["lr"]))
-        return {"train/loss": torch.zeros(())}
+        step(optimizer)
 
-    for start, end in ((0, 2), (5, 7)):
-        train(
-            model,
-            ones(),
-            optimizer,
-            update=update,
-            rate=lambda t: t + 0.5,
-            start=start,
-            iter_max=end,
-            iter_save=100,
-            save=lambda step: None,
-            log=lambda step, values: None,
-        )
-    assert seen == [0.5, 1.5, 5.5, 6.5]
+    monkeypatch.setattr(Adam, "step", noted)
+    flags = ("--z", 2, "--lr", 0.02, "--lr_schedule", "2,5", "--iter_save", 3)
+    assert vae(*flags, "--iter_max", 3)[0] == 0
+    assert vae(*flags, "--iter_max", 7, "--resume", 1)[0] == 0
+    assert seen == pytest.approx([0.02, 0.02, 0.002, 0.002, 0.002, 0.0002, 0.0002])
 
 
-def test_what_is_saved_and_logged():
+def test_a_rate_is_set_in_place_or_as_a_number():
+    model = VAE(z_dim=2)
+    for optimizer in (Adam(model.parameters()), torch.optim.SGD(model.parameters(), lr=1.0)):
+        before = optimizer.param_groups[0]["lr"]
+        set_rate(optimizer, 0.25)
+        assert float(optimizer.param_groups[0]["lr"]) == 0.25
+        assert optimizer.param_groups[0]["lr"] is before or isinstance(before, float)
+
+
+def test_the_values_of_every_step_are_returned():
     torch.manual_seed(0)
-    saved, logged = run(VAE(z_dim=3), 230, iter_save=50)
-    assert saved == [50, 100, 150, 200, 230]  # the last step too
-    assert [step for step, _ in logged] == [100, 200, 230]
-    for _, values in logged:
-        assert set(values) == {"train/loss", "gen/elbo", "gen/kl_z", "gen/rec"}
-        assert all(isinstance(value, float) for value in values.values())
-        assert values["train/loss"] == pytest.approx(-values["gen/elbo"])
-        assert values["gen/kl_z"] + values["gen/rec"] == pytest.approx(values["train/loss"])
-    assert logged[-1][1]["train/loss"] < 545  # 784 log 2 = 543 where every pixel is a coin
+    values = train(VAE(z_dim=3), data.binary_batches(X, 20, 0), 50)
+    assert values.keys() == {"train/loss", "gen/elbo", "gen/kl_z", "gen/rec"}
+    loss, elbo, kl, rec = (np.array(values[tag]) for tag in values)
+    assert loss.shape == (50,)
+    assert loss == pytest.approx(-elbo)
+    assert kl + rec == pytest.approx(loss, rel=1e-5)
+    assert loss[-1] < 545 < loss[0]  # 784 log 2 = 543 where every pixel is a coin
 
 
-def test_nothing_to_do():
-    assert run(VAE(z_dim=3), 100, start=100) == ([], [])
+def test_what_is_saved_and_logged(vae, folders, monkeypatch):
+    monkeypatch.setattr(training, "LOG_EVERY", 10)
+    assert vae("--z", 2, "--iter_max", 33, "--iter_save", 15)[0] == 0
+    checkpoints, logs = folders()
+    assert {path.name for path in checkpoints.glob("model-*")} == {f"model-000{n}.pt" for n in (15, 30, 33)}
+    shown = curves(logs)
+    assert [step for step, _ in shown["train/loss"]] == [10, 20, 30, 33]
+    every = 10 * (120 + 300) // 50  # as many training images as ten times those of the test and the training split
+    assert [step for step, _ in shown["eval/nelbo_test"]] == [0, 33]
+    assert every == 84
+    assert {step for points in pictures_shown(logs).values() for step, _ in points} == {0, 15, 30, 33}
 
 
-def test_training_mode():
+def test_the_curves_of_the_bounds_are_of_the_images_they_name(vae, folders, digits, monkeypatch):
+    """At a fixed number of training images, whenever checkpoints are saved: the whole test set, not its subset."""
+    monkeypatch.setattr(training, "HELD_OUT_EVERY", 1)
+    assert vae("--z", 2, "--iter_max", 30, "--validation", 20)[0] == 0
+    checkpoints, logs = folders()
+    shown, splits = curves(logs), data.binary_splits(data.load(digits).hold_out(20))
+    every = (120 + 280 + 20) // 50
+    model = VAE(z_dim=2)
+    for name in ("test", "train", "validation"):
+        assert [step for step, _ in shown[f"eval/nelbo_{name}"]] == [*range(0, 30, every), 30]
+        assert len(splits[name][0]) == {"test": 120, "train": 280, "validation": 20}[name]
+        for step in (30,):
+            model.load_state_dict(weights(checkpoints, step))
+            exact = evaluate.elbo(model, splits[name], samples=200)["nelbo"]
+            one = exact.values.std() / exact.n**0.5  # larger than the error of the draws
+            assert dict(shown[f"eval/nelbo_{name}"])[step] == pytest.approx(exact.mean, abs=float(one))
+
+
+def test_training_mode_and_the_number_of_steps():
     model = VAE(z_dim=3).eval()
-    run(model, 1)
-    assert model.training
+    found = [(t, model.training, int(model.step)) for t, _ in updates(model, ones(784), range(3, 6), sgd(model))]
+    assert found == [(4, True, 3), (5, True, 4), (6, True, 5)]
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=1e-4)
 
 
 class Explodes(nn.Module):
@@ -161,25 +173,65 @@ class Explodes(nn.Module):
         return rec + kl, {"gen/rec": rec, "gen/kl_z": kl}
 
 
-def ones():
-    return [(torch.ones(1),)] * 300
+def ones(n=1):
+    return [(torch.ones(1, n),)] * 300
 
 
-@pytest.mark.parametrize(("at", "kept"), [(1, []), (7, []), (57, [50]), (100, [50]), (101, [50, 100])])
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(at, kept):
-    saved = []
-    model = Explodes(at)
-    with pytest.raises(NonFiniteError, match=f"the loss of step {at} is inf; gen/kl_z is inf. A smaller --lr may help"):
-        train(
-            model,
-            ones(),
-            Adam(model.parameters(), 1e-3),
-            iter_max=300,
-            iter_save=50,
-            save=saved.append,
-            log=lambda step, values: None,
-        )
-    assert saved == kept
+@pytest.mark.parametrize("at", [2, 7, 57, 100])
+def test_a_loss_that_is_not_finite_is_named(at):
+    """check_loss has computed the loss once before."""
+    message = f"the loss of step {at - 1} is inf; gen/kl_z is inf. A smaller --lr may help"
+    with pytest.raises(NonFiniteError, match=message):
+        train(Explodes(at), ones(), 300)
+
+
+@pytest.mark.parametrize(("at", "kept"), [(1, []), (7, []), (17, [10]), (20, [10]), (21, [10, 20])])
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(vae, folders, monkeypatch, at, kept):
+    loss = VAE.loss
+
+    def explodes(model, x):
+        value, terms = loss(model, x)
+        return value / (model.step != at - 1), terms
+
+    monkeypatch.setattr(VAE, "loss", explodes)
+    code, _, err = vae("--z", 2, "--iter_save", 10)
+    assert code == 1
+    assert f"the loss of step {at} is inf" in err
+    assert [path.name for path in sorted(folders()[0].glob("model-*"))] == [f"model-000{step}.pt" for step in kept]
+
+
+RESULTS = [
+    (torch.ones(()), "it returned a tensor of shape ()"),
+    ((torch.ones(()), torch.ones(())), "it returned (a tensor of shape (), a tensor of shape ())"),
+    (None, "it returned a NoneType"),
+    ((torch.ones(100), {}), "the loss is a tensor of shape (100,)"),
+    ((1.0, {}), "the loss is a float"),
+    ((torch.ones(()), {"a": torch.ones(()), "gen/x": torch.ones(3, 1)}), "gen/x is a tensor of shape (3, 1)"),
+    ((torch.ones(()), {"gen/x": 2.0}), "gen/x is a float"),
+]
+
+
+@pytest.mark.parametrize(("result", "complaint"), RESULTS)
+def test_a_loss_that_is_none_is_a_sentence(monkeypatch, result, complaint):
+    monkeypatch.setattr(VAE, "loss", lambda model, x: result)
+    with pytest.raises(InputError) as raised:
+        check_loss(VAE(z_dim=2), ones(784))
+    assert f"model.loss must return a pair, (scalar tensor, {{tag: scalar tensor}}); {complaint}." in str(raised.value)
+
+
+def test_a_loss_without_a_gradient_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(VAE, "loss", lambda model, x: (torch.ones(()), {}))
+    with pytest.raises(InputError, match="Is it detached"):
+        train(VAE(z_dim=2), ones(784), 3)
+
+
+def test_checking_the_loss_changes_nothing():
+    """Neither the statistics of BatchNorm nor a counter, nor the random numbers."""
+    model = VAE(z_dim=3, enc=nn.Sequential(nn.Linear(784, 6), nn.BatchNorm1d(6)))
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    check_loss(model, data.binary_batches(X, 20, 0))
+    assert same(dict(model.state_dict()), dict(before))
+    assert torch.get_rng_state().equal(random)
 
 
 class BadGradient(nn.Module):
@@ -195,7 +247,7 @@ class BadGradient(nn.Module):
 
 def test_weights_that_are_not_finite_are_never_saved():
     with pytest.raises(NonFiniteError, match=r"^w is not finite after step 1\."):
-        run(BadGradient(), 1, batches=ones())
+        train(BadGradient(), ones(), 1)
 
 
 class HugeGradient(nn.Module):
@@ -213,7 +265,7 @@ def test_an_optimiser_that_is_not_finite_is_never_saved():
     """Adam would divide by the infinite moment in all later steps: the weight would stay constant and finite."""
     model = HugeGradient()
     with pytest.raises(NonFiniteError, match=r"the optimizer's exp_avg_sq of w is not finite after step 1"):
-        run(model, 1, batches=ones())
+        train(model, ones(), 1)
     assert model.w.isfinite().all()
 
 
@@ -230,39 +282,42 @@ class Reads(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_the_loop_asks_for_no_value_between_what_it_logs():
-    """Values are read only when the curves are logged, for any number of steps in between."""
-    asked = []
-    for iter_max in (1, 99):
+def test_the_steps_ask_for_no_value():
+    """Values are read when the curves are logged, not between, for any number of steps."""
+    asked, model = [], VAE(z_dim=3)
+    for n in (1, 99):
         with Reads() as reads:
-            run(VAE(z_dim=3), iter_max, batches=data.binary_batches(X, 20, 0))
-        asked.append(reads.n)
-    assert asked[0] == asked[1] > 0
+            steps = updates(model, data.binary_batches(X, 20, 0), range(n), Adam(model.parameters()))
+            asked.append(len([point for _, point in steps]))
+        assert reads.n == 0
+    assert asked == [1, 99]
 
 
-def test_points_are_let_go_once_they_have_been_looked_at():
+def test_points_are_let_go_once_they_have_been_looked_at(vae, monkeypatch):
     """So that memory, and the time of a look, do not grow with the number of steps."""
-    points = []
+    points, kept = [], []
 
-    def update(batch):
-        loss = torch.zeros(())
-        points.append(weakref.ref(loss))
-        return {"train/loss": loss}
+    def noted(model, optimizer, batch):
+        point = training_step(model, optimizer, batch)
+        points.append(weakref.ref(point["train/loss"]))
+        return point
 
-    def log(step, values):
+    def read(found, at):
         kept.append(sum(point() is not None for point in points))
+        return values_of(found, at)
 
-    kept, model = [], VAE(z_dim=2)
-    how = {"iter_max": 300, "iter_save": 50, "save": lambda step: None, "log": log}
-    train(model, ones(), Adam(model.parameters()), update=update, **how)
-    assert kept[0] == kept[1] == kept[2]
+    monkeypatch.setattr(training, "faster_step", lambda *args: noted)
+    monkeypatch.setattr(training, "values_of", read)
+    monkeypatch.setattr(training, "LOG_EVERY", 10)
+    assert vae("--z", 2)[0] == 0
+    assert kept == [10, 10, 10]
 
 
 def test_same_seed_same_weights():
     def weights(seed):
         torch.manual_seed(seed)
         model = VAE(z_dim=3)
-        run(model, 30, batches=data.binary_batches(X, 20, seed))
+        run_steps(model, data.binary_batches(X, 20, seed), 30)
         return model.dec.net[4].weight
 
     assert weights(0).equal(weights(0))

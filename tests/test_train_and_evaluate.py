@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import EVAL, NUMBER, STATES, contents, curves, pictures_shown, run_steps, same, saved, weights
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from codebase import data, judge
 from codebase.models.fsvae import FSVAE
@@ -52,8 +51,8 @@ def test_train_then_evaluate(vae, folders):
     assert results["test"]["nelbo"]["n"] == 120
     assert f"NELBO: {results['test']['nelbo']['mean']:.2f}" in out
     held_out = curves(logs)["eval/nelbo_test"]
-    assert [step for step, _ in held_out] == [20, 30]
-    assert held_out[-1][1] == pytest.approx(results["subset"]["nelbo"]["mean"], rel=1e-6)
+    assert [step for step, _ in held_out] == [0, 30]
+    assert held_out[-1][1] == pytest.approx(results["test"]["nelbo"]["mean"], rel=1e-2)  # of fewer draws
 
     before = contents(checkpoints)
     code, out, _ = vae("--z", 2, "--train", 0)
@@ -130,7 +129,8 @@ def test_a_test_set_of_one_image(vae, digits, folders):
     np.savez(digits, **arrays | {"x_test": arrays["x_test"][:1], "y_test": arrays["y_test"][:1]})
     code, out, _ = vae("--train", 2, "--iw_eval", 2)
     assert code == 0
-    assert "± nan" in out
+    assert "nan" not in out
+    assert re.search(r"^NELBO: \d+\.\d\d  KL: ", out, re.M)  # without a standard error
     text = (folders()[1] / "results.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["results"]["test"]["nelbo"]["se"] is None
 
@@ -165,7 +165,7 @@ def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
     assert re.fullmatch(name, checkpoints.name)
     terms = rf"^NELBO: {NUMBER}  KL_y: {NUMBER}  KL_z: {NUMBER}  Rec: {NUMBER}$"
     assert len(re.findall(terms, out, re.M)) == 2
-    accuracy = re.fullmatch(r"Test set classification accuracy: (\d+\.\d\d) ± (\d+\.\d\d) %", out.splitlines()[-1])
+    accuracy = re.search(r"^test accuracy, %: (\d+\.\d\d) ± (\d+\.\d\d)$", out, re.M)
     record = json.loads((logs / "results.json").read_text())
     test = record["results"]["test"]
     confusion = np.array(test["confusion"])
@@ -181,11 +181,10 @@ def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
     # The curves: what is trained on at every logged step, the test accuracy at every checkpoint.
     shown = curves(logs)
     generative, classifier = {"gen/elbo", "gen/kl_z", "gen/kl_y", "gen/rec", *EVAL}, {"class/ce", "class/acc"}
-    assert set(shown) == {"train/loss", "test/acc"} | generative | classifier
-    assert [step for step, _ in shown["test/acc"]] == [4, 6]
-    assert shown["test/acc"][-1][1] == pytest.approx(p)
+    assert set(shown) == {"train/loss", "test/accuracy_percent"} | generative | classifier
+    assert [step for step, _ in shown["test/accuracy_percent"]] == [0, 4, 6]
+    assert shown["test/accuracy_percent"][-1][1] == pytest.approx(100 * p)
     assert set(pictures_shown(logs)) == {"samples", "mistakes", *LATENT}
-    assert "test/confusion/text_summary" in EventAccumulator(str(logs)).Reload().Tags()["tensors"]
 
     # The pictures: 10 x 20 and 10 x 10 tiles of 28 pixels; of a mistake a tile, of none black.
     with Image.open(logs / "samples.png") as picture:
@@ -208,12 +207,12 @@ def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
     code, out, _ = ssvae("--train", 0, "--iw_eval", "1,10")
     assert code == 0
     assert len(re.findall(rf"^Negative IWAE-10?: {NUMBER}$", out, re.M)) == 2
-    assert out.splitlines()[-1] == accuracy[0]
+    assert accuracy[0] in out
 
 
 def test_the_labelled_images_are_chosen_by_the_seed(on_digits, digits, folders):
     """The classifier learns from those of seed 7, and not from those of another seed."""
-    flags = ["--gw", 0, "--labels", 30, "--seed", 7, "--iter_max", 5, "--precision", "highest"]
+    flags = ["--gw", 0, "--labels", 30, "--seed", 7, "--iter_max", 5]
     assert on_digits("run_ssvae.py", *flags)[0] == 0
     found = weights(folders()[0], 5)["cls.net.0.weight"]
     images = data.load(digits)
@@ -234,10 +233,10 @@ def test_the_supervised_baseline(on_digits, folders):
     assert code == 0
     assert "nats" not in out
     assert "NELBO" not in out
-    assert float(re.search(r"accuracy: (\d+\.\d\d)", out)[1]) > 95
+    assert float(re.search(r"accuracy, %: (\d+\.\d\d)", out)[1]) > 95
     checkpoints, logs = folders()
     assert checkpoints.name.startswith("model=ssvae_gw=000_cw=100_data=digits-")
-    assert set(curves(logs)) == {"train/loss", "class/ce", "class/acc", "test/acc"}
+    assert set(curves(logs)) == {"train/loss", "class/ce", "class/acc", "test/accuracy_percent"}
     assert not (logs / "samples.png").exists()
     torch.manual_seed(0)
     assert weights(checkpoints, 100)["dec.net.0.weight"].equal(SSVAE().dec.net[0].weight)
@@ -288,7 +287,7 @@ def test_the_fsvae_trains_resumes_and_evaluates(fsvae, folders, tmp_path):
     for name, columns in (("samples", 20), ("reconstructions", 12)):
         with Image.open(logs / f"{name}.png") as picture:
             assert picture.size == (columns * 33 + 1, 10 * 33 + 1)
-        assert [step for step, _ in shown[name]] == [2, 4, 6]
+        assert [step for step, _ in shown[name]] == [0, 2, 4, 6]
     with np.load(tmp_path / "digits.npz") as arrays, Image.open(logs / "reconstructions.png") as picture:
         x, y, pixels = arrays["x_test"], arrays["y_test"], np.asarray(picture)
     final = weights(checkpoints, 6)
@@ -321,7 +320,7 @@ def test_the_twenty_styles_are_the_same_throughout_training(fsvae, folders, monk
     monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
     fsvae("--lr", 1e-30, "--iter_max", 3, "--iter_save", 1)
     shown = pictures_shown(folders()[1])["samples"]
-    assert [step for step, _ in shown] == [1, 2, 3]
+    assert [step for step, _ in shown] == [0, 1, 2, 3]
     assert len({picture for _, picture in shown}) == 1
 
 
@@ -371,15 +370,8 @@ def test_validation(on_digits, fsvae, folders, name):
     assert found["data"]["train"] == 260
     assert found["results"]["validation"]["nelbo"]["n"] == 40
     if name == "ssvae":
-        assert "Validation set classification accuracy: " in out
+        assert "validation accuracy, %: " in out
         assert found["results"]["validation"]["accuracy_percent"]["n"] == 40
-        assert "validation/acc" in curves(logs)
+        assert "validation/accuracy_percent" in curves(logs)
     points = dict(curves(logs)["eval/nelbo_validation"])
-    assert points[20] == pytest.approx(found["results"]["validation"]["nelbo"]["mean"], rel=1e-5)
-
-
-def test_a_script_without_validation_says_so(vae, monkeypatch):
-    monkeypatch.setattr(data.Data, "hold_out", lambda self, n: self)
-    code, _, err = vae("--validation", 40, "--iter_max", 2)
-    assert code == 2
-    assert "this script does not use --validation" in err
+    assert points[20] == pytest.approx(found["results"]["validation"]["nelbo"]["mean"], rel=2e-2)  # of fewer draws

@@ -67,6 +67,10 @@ class Data(NamedTuple):
         """The number of validation images."""
         return 0 if self.x_validation is None else len(self.x_validation)
 
+    def to(self, device):
+        """The data set on a device."""
+        return self._replace(**{k: v.to(device) for k, v in self._asdict().items() if isinstance(v, torch.Tensor)})
+
     def hold_out(self, n):
         """The data set whose last n training images are validation images. InputError if no training image is left."""
         if n == 0:
@@ -87,6 +91,8 @@ def load(dataset, data_dir="data", usual="mnist", split="extra"):
     'train+extra'. Raises InputError.
     """
     dataset, folder, colour = str(dataset), Path(data_dir), usual == "svhn"
+    if split != "extra" and dataset not in ("auto", "svhn"):
+        raise InputError(f"--split {split} is for SVHN: it cannot be used with --dataset {dataset}.")
     if dataset.endswith(".npz"):
         return Data(*npz.read(Path(dataset)))
     if dataset == "glyphs":

@@ -9,6 +9,8 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 
@@ -40,23 +42,24 @@ def state_path(folder):
     return Path(folder) / "training.pt"
 
 
-def save(folder, step, model, optimizer, experiment, seconds):
-    """Save the weights after `step` steps, then the training state.
+class Progress(NamedTuple):
+    """How far a run is: its step, the seconds spent on training, and the points of its curves at that step."""
+
+    step: int = 0
+    seconds: float = 0.0
+    curves: dict = MappingProxyType({})
+
+
+def save(folder, progress, model, optimizer, experiment):
+    """Save the weights, then the training state.
 
     experiment: a dict of all that determines the run's weights; the run can only be resumed with the same one.
-    seconds: spent on training so far.
     """
     weights = model.state_dict()
-    write_atomically(weights_path(folder, step), lambda file: torch.save(weights, file))
-    state = {
-        "step": step,
-        "seconds": seconds,
-        "weights": weights,
-        "optimizer": optimizer.state_dict(),
-        "random": random_state(),
-        "flags": experiment,
-    }
-    write_atomically(state_path(folder), lambda file: torch.save(state, file))
+    write_atomically(weights_path(folder, progress.step), lambda file: torch.save(weights, file))
+    held = {"optimizer": optimizer.state_dict(), "random": random_state(), "flags": experiment}
+    state = {"step": progress.step, "seconds": progress.seconds, "curves": dict(progress.curves), "weights": weights}
+    write_atomically(state_path(folder), lambda file: torch.save(state | held, file))
 
 
 def prune(folder, step, keep, iter_save):
@@ -126,8 +129,7 @@ def fill(model, weights, path):
 def resume(folder, model, optimizer, experiment):
     """Restore model, optimizer and random numbers from the run's last save.
 
-    Returns its step, and the seconds spent on training. InputError if the training state cannot be read, or is that of
-    another model or experiment.
+    Returns its Progress. InputError if the training state cannot be read, or is that of another model or experiment.
     """
     path = state_path(folder)
     state = read(path)
@@ -141,7 +143,8 @@ def resume(folder, model, optimizer, experiment):
         fill(model, state["weights"], path)
         optimizer.load_state_dict(state["optimizer"])
         set_random_state(state["random"])
-        return int(state["step"]), float(state["seconds"])
+        curves = {str(tag): float(value) for tag, value in state.get("curves", {}).items()}
+        return Progress(int(state["step"]), float(state["seconds"]), curves)
     except InputError:
         raise
     except Exception as error:  # the file can hold anything

@@ -52,7 +52,7 @@ def write_atomically(path, write):
 def locked(folder):
     """In the block: only this process may train in the folder, which is made if missing. InputError if it is in use.
 
-    The operating system frees the lock when a process ends, however it ends.
+    The operating system frees the lock when a process ends, however it ends. A folder that is still empty is deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
@@ -65,7 +65,12 @@ def locked(folder):
     try:
         yield
     finally:
+        empty = {path.name for path in folder.iterdir()} <= {".lock"}
         lock.release()
+        if empty:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()  # checkpoints/, if this was the first run
 
 
 def clear(folder, what="*"):

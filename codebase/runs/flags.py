@@ -7,7 +7,7 @@ import math
 import re
 from typing import NamedTuple
 
-from codebase.matmul_precision import PRECISIONS
+from codebase.precision import PRECISIONS
 
 
 class Flag(NamedTuple):
@@ -70,12 +70,6 @@ lr_schedule = checked(
 SWITCH = (0, 1)
 
 
-def precision_flag(default):
-    """--precision, for a script with this default."""
-    what = "precision of matrix products in training (codebase/matmul_precision.py); evaluation is in float32"
-    return Flag("precision", default, PRECISIONS, what)
-
-
 def hidden_flag(default):
     """--hidden, for a script with this default."""
     return Flag("hidden", default, size, "units in each of the two hidden layers of the networks")
@@ -87,13 +81,16 @@ IW = Flag("iw", 1, size, "train on the IWAE bound with this many importance samp
 DATASET = "auto ({}, or else glyphs), mnist, svhn, glyphs, or FILE.npz with x_train, y_train, x_test, y_test"
 ITER_MAX = "training steps in all; with --train 0: the step of the checkpoint to load"
 LR_SCHEDULE = "constant, cosine (0 at --iter_max), burda (Burda et al. 2016), or steps that divide it by 10: 8000,16000"
-FAST = "1: compile the training step, or on CUDA record it as a graph; 0: do not; auto: if it saves time"
+PRECISION = (
+    "of matrix products in training; bfloat16: rounds their factors, which is faster where there is hardware for it"
+)
+FAST = "1: compile the training step; 0: do not; auto: if it saves time"
 SHARED_FLAGS = [
     Flag("dataset", "auto", str, DATASET.format("mnist"), in_name="data={}"),
     Flag("batch_size", 100, size, "images in a training step", in_name="batch={}"),
     Flag("lr", 1e-3, positive, "learning rate of Adam"),
     Flag("lr_schedule", "constant", lr_schedule, LR_SCHEDULE, in_name="schedule={}"),
-    precision_flag("medium"),
+    Flag("precision", "float32", PRECISIONS, PRECISION),
     Flag("validation", 0, whole(0), "hold out this many training images, the last ones, for choosing flags"),
     Flag("seed", None, whole(0), "random seed (default: the number of the run)"),
     # The flags below may change when a run is resumed.

@@ -11,6 +11,7 @@ from codebase import processes
 from codebase.errors import InputError, NonFiniteError
 from codebase.runs import tables
 from codebase.runs.flags import parse_flags, replicates
+from codebase.runs.run import execute, open_run
 
 
 class IgnoringWriteErrors:
@@ -35,10 +36,11 @@ class IgnoringWriteErrors:
         return getattr(self.stream, name)
 
 
-def run_main(main, description, own_flags):
-    """Call main(flags) as a script, once for each of the --replicates; then print their table.
+def run_main(model, main, own_flags, description, usual_data="mnist"):
+    """Call main(run) as a script, once for each of the --replicates; then print their table.
 
-    An error that the user can correct ends the script with a sentence and exit code 2, Ctrl-C with 130.
+    model: its name, such as 'vae'; the others as in flags.parse_flags and run.open_run. An error that the user can
+    correct ends the script with a sentence and exit code 2, Ctrl-C with 130.
     """
     this, several = processes.torchrun_rank_and_size()
     out = IgnoringWriteErrors(sys.stdout if this == 0 else None)  # only the first process prints
@@ -51,7 +53,7 @@ def run_main(main, description, own_flags):
 
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            run_all(main, parse_flags(description, own_flags))
+            run_all(model, main, parse_flags(description, own_flags), usual_data)
         except (InputError, OSError) as error:
             fail(error, 2)
         except NonFiniteError as error:
@@ -73,11 +75,11 @@ def is_out_of_memory(error):
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
-def run_all(main, flags):
-    """Call main(flags). With --replicates, the processes share the calls, one for each run; then print their table."""
+def run_all(model, main, flags, usual_data):
+    """Call main(run). With --replicates, the processes share the calls, one for each run; then print their table."""
     if flags.replicates == 1:
         with processes.data_parallel(flags.device):
-            main(flags)
+            execute(open_run(model, flags, usual_data), main)
         return
     this, several = processes.torchrun_rank_and_size()
     flags_of = list(replicates(flags))
@@ -85,8 +87,9 @@ def run_all(main, flags):
     def replicate(i):
         by = f", by process {this}" if several > 1 else ""
         print(f"\nreplicate {i + 1} of {flags.replicates}{by}", file=sys.stderr if this else sys.stdout, flush=True)
-        main(flags_of[i])
-        return str(flags_of[i].logs)
+        run = open_run(model, flags_of[i], usual_data)
+        execute(run, main)
+        return str(run.logs)
 
     if logs := processes.share_out(replicate, flags.replicates):
         print(f"\n{tables.report(*tables.read(logs))}")

@@ -1,9 +1,15 @@
 """The results of a run: printed, and saved in logs/<name>/results.json."""
 
+import io
 import json
+import math
 import re
 
+from PIL import Image
+
 from codebase import evaluate, processes
+from codebase.errors import InputError, NonFiniteError
+from codebase.pictures import Picture
 from codebase.runs.files import write_atomically
 from codebase.runs.tables import markdown, means, printed_name
 from codebase.runs.tensorboard import write_hparams
@@ -47,6 +53,59 @@ def add_results(run, split, **numbers):
     write_results(run)
 
 
+def looked_at(model, look):
+    """What look(model) returns, {name: Picture or Estimate}. InputError for other values, NonFiniteError for nan."""
+    with evaluate.evaluating(model):
+        shown = look(model)
+    for name, value in shown.items():
+        if isinstance(value, Picture):
+            continue
+        if not isinstance(value, evaluate.Estimate):
+            try:
+                shown[name] = value = evaluate.Estimate(float(value), math.nan, 1)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{name} of `look` must be a Picture, a number or an Estimate.") from error
+        if not math.isfinite(value.mean):
+            raise NonFiniteError(f"{name} of `look` is {value.mean}.")
+    return shown
+
+
+def show(run, writer, step, curves, shown):
+    """Write the points {tag: value} of the curves, and what looked_at has returned; None if it was not called.
+
+    writer: an EventFile, or None. Only the first process writes.
+    """
+    if shown is not None:
+        run.numbers = {name: value for name, value in shown.items() if not isinstance(value, Picture)}
+    if processes.rank() > 0:
+        return
+    for name, picture in (shown or {}).items():
+        if name not in run.numbers:
+            png = io.BytesIO()
+            Image.fromarray(picture.pixels).save(png, format="png")
+            run.logs.mkdir(parents=True, exist_ok=True)
+            write_atomically(run.logs / f"{name}.png", lambda file, png=png: file.write(png.getvalue()))
+            if writer is not None:
+                writer.add_image(name, png.getvalue(), picture.pixels.shape, step, picture.legend)
+    if writer is not None:
+        for tag, value in (curves | {name: number.mean for name, number in run.numbers.items() if shown}).items():
+            writer.add_scalar(tag, value, step)
+    if writer is not None and shown is not None:
+        writer.flush()
+        run.record["step"] = step
+        write_results(run)
+
+
+def complete(run):
+    """Write results.json with the numbers of the last look: the run is complete."""
+    for name, number in run.numbers.items():
+        *split, name = name.split("/", 1)
+        run.record["results"].setdefault("".join(split), {})[name] = number.record()
+    log_hparams(run, ended=True)
+    run.record["complete"] = True
+    write_results(run)
+
+
 def log_hparams(run, ended=False):
     """What TensorBoard's tab HPARAMS shows: the flags of the experiment, and when the run has ended its numbers.
 
@@ -63,8 +122,9 @@ def log_hparams(run, ended=False):
 
 
 def report(run, model, splits, bits=False):
-    """Print the bounds on the test images, and save them in results.json. splits: as data.binary_splits returns them.
+    """Print the bounds on the test images, and save them in results.json; print the numbers of the last look.
 
+    splits: as data.binary_splits returns them.
     The ELBO always; the IWAE bounds with --train 0 or 2, on the whole test set only with --full 1. bits: also in bits
     per dimension, for models of 8-bit images; of a density, those of the images with noise (evaluate.dequantised).
     """
@@ -114,19 +174,17 @@ def report(run, model, splits, bits=False):
             keep(name, {f"iwae_{m}": value for m, value in bounds.items()})
             keep(name, {f"iwae_{m}": value for m, value in coded.items()}, "_bits")
             add_results(run, name, ess=ess.record() | {"samples": max(ms)})
+    if run.numbers:
+        lines = (f"{printed_name(name.replace('/', ' '))}: {number}" for name, number in run.numbers.items())
+        print("\n" + "\n".join(lines), flush=True)
 
 
-def report_accuracy(run, model, classified):
-    """Print how well the classifier q(y|x) does, and save it in results.json.
-
-    classified: {'test': (x, y)}, images (N, X) and labels (N,), and 'validation' if there are validation images.
-    """
-    for name, (x, y) in classified.items():
-        percent, confusion = evaluate.accuracy(evaluate.classify(model, x), y)
-        what = name.capitalize()
-        print(f"\n{what} images by true class (row) and predicted class (column)\n{confusion_table(confusion)}")
-        print(f"{what} set classification accuracy: {percent} %", flush=True)
-        add_results(run, name, accuracy_percent=percent.record(), confusion=confusion.tolist())
+def report_confusion(run, model):
+    """Print how the classifier q(y|x) classifies the test images, and save the counts in results.json."""
+    log_q = evaluate.classify(model, run.data.x_test)
+    counts = evaluate.accuracy(log_q, run.data.y_test)[1]
+    print(f"\nTest images by true class (row) and predicted class (column)\n{confusion_table(counts)}", flush=True)
+    add_results(run, "test", confusion=counts.tolist())
 
 
 def confusion_table(counts):

@@ -107,7 +107,7 @@ def configuration_of(record):
 def means(results):
     """The means of a run's results: {'test nelbo': 99.7}, without those in bits."""
     return {
-        f"{split} {name}": float(value["mean"])
+        f"{split} {name}".strip(): float(value["mean"])
         for split, numbers in results.items()
         for name, value in numbers.items()
         if name != "ess" and not name.endswith("_bits") and isinstance(value, dict) and "mean" in value

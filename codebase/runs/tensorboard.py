@@ -13,28 +13,28 @@ from codebase.runs.files import errors_with_path
 FLUSH_SECONDS = 10
 BLOB_SEQUENCE = b"\x20\x03"  # data_class in SummaryMetadata: TensorBoard needs it to show a description of an image
 # The curves of the negative ELBO, and the split of each.
-ELBO_CURVES = {"eval/nelbo_test": "subset", "eval/nelbo_train": "train", "eval/nelbo_validation": "validation"}
+ELBO_CURVES = {"eval/nelbo_test": "test", "eval/nelbo_train": "train", "eval/nelbo_validation": "validation"}
 CHARTS = {  # the curves in each chart: a regular expression of their tags
     "loss and its terms": ("Multiline", ["train/loss$|gen/(?!elbo$)|class/(?!acc$)"]),
     "negative ELBO of test, training and validation images": ("Multiline", ["eval/nelbo_"]),
-    "accuracy of a classifier": ("Multiline", ["(class|test|validation)/acc$"]),
+    "accuracy of a classifier, %": ("Multiline", ["/accuracy_percent$"]),
 }
 
 
 class EventFile:
-    """A new event file in a folder, for a process that trains from step `start` on.
+    """A new event file in a folder, for a process that logs from the step `first` on.
 
-    TensorBoard ignores what an earlier process logged after that step. A flush writes all that was added before it; a
+    TensorBoard ignores what an earlier process logged from that step on. A flush writes all that was added before it; a
     write error raises OSError. (tensorboardX's SummaryWriter writes in another thread. Its flush does not wait for that
     thread, and after an error there, such as a full disk, the next event waits forever.)
     """
 
-    def __init__(self, folder, start):
+    def __init__(self, folder, first):
         self.path = folder / f"events.out.tfevents.{time.time():.6f}"  # TensorBoard reads the files in this order
         self.file = RecordWriter(str(self.path))
         self.flushed = time.monotonic()
         self.write(file_version="brain.Event:2")
-        self.write(step=start + 1, session_log=SessionLog(status=SessionLog.START))
+        self.write(step=first, session_log=SessionLog(status=SessionLog.START))
 
     def close(self):
         with errors_with_path(self.path):
@@ -57,8 +57,8 @@ class EventFile:
         self.write(step=step, summary=summary.scalar(tag, value))
 
     def add_image(self, tag, png, shape, step, description=""):
-        """png: the contents of a PNG file; shape: (3, H, W). description: the legend, in Markdown."""
-        colours, height, width = shape
+        """png: the contents of a PNG file; shape: (H, W, 3). description: the legend, in Markdown."""
+        height, width, colours = shape
         image = Summary.Image(height=height, width=width, colorspace=colours, encoded_image_string=png)
         of_image = Summary(value=[Summary.Value(tag=tag, image=image)])
         metadata = of_image.value[0].metadata
@@ -87,7 +87,7 @@ def write_hparams(folder, step, flags, numbers=None):
     single = (int, float, type(None))  # None has an empty cell
     flags = {name: value if isinstance(value, single) else str(value) for name, value in flags.items()}
     _, start, end = summary.hparams(flags, {})
-    with contextlib.closing(EventFile(folder, step - 1)) as file:
+    with contextlib.closing(EventFile(folder, step)) as file:
         file.write(step=step, summary=start)
         for tag, value in (numbers or {}).items():  # not by summary.scalar, which replaces the spaces in tags
             file.write(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))

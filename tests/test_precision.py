@@ -1,0 +1,124 @@
+"""The precision of matrix products in training and in evaluation."""
+
+import contextlib
+
+import pytest
+import torch
+from conftest import run_steps
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from codebase import data, precision
+from codebase.models.gmvae import GMVAE
+from codebase.models.vae import VAE
+from codebase.precision import FLOAT32, float32_products, relative_error, training_precision
+from codebase.train import Adam, training_step
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+X = (torch.rand(20, 784, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+
+
+def test_products_are_of_float32_accuracy():
+    assert relative_error("highest") < FLOAT32
+    with float32_products(CPU):
+        assert relative_error(torch.get_float32_matmul_precision()) < FLOAT32
+    with float32_products(CUDA):
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_library_that_rounds_to_bfloat16_is_found_out(monkeypatch):
+    """The error that a product of rounded factors has is far above the limit, and such a setting is not taken."""
+    a, b = torch.randn(512, 512), torch.randn(512, 512)
+    rounded = (a.bfloat16().float() @ b.bfloat16().float() - a @ b).norm() / (a @ b).norm()
+    assert rounded > 1000 * FLOAT32
+    for error, setting in ((rounded, "highest"), (4e-7, "medium")):
+        monkeypatch.setattr(precision, "relative_error", {"medium": error}.get)
+        with float32_products(CPU):
+            assert torch.get_float32_matmul_precision() == setting
+
+
+def test_the_setting_and_the_loss_are_put_back():
+    before, model = torch.get_float32_matmul_precision(), VAE(z_dim=2)
+    with contextlib.suppress(ZeroDivisionError), training_precision(model, "bfloat16"):
+        assert "loss" in vars(model)
+        raise ZeroDivisionError
+    assert torch.get_float32_matmul_precision() == before
+    assert "loss" not in vars(model)
+
+
+class Dtypes(TorchDispatchMode):
+    """Inside: the operations that are computed, and the types of their results, {name: {types}}."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        results = operation(*args, **(kwargs or {}))
+        for each in results if isinstance(results, (tuple, list)) else [results]:
+            self.of.setdefault(operation.overloadpacket.__name__, set()).add(each.dtype)
+        return results
+
+
+class Own(nn.Module):
+    """A network of one's own: a product that is no layer, between two functions that round visibly."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(n_in, n_out) / n_in)
+
+    def forward(self, x):
+        return (x.sin() @ self.w).tanh()
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("kind", precision.PRECISIONS)
+def test_bfloat16_rounds_the_factors_of_products_and_nothing_else(kind, own):
+    """The networks' products are in bfloat16, in any layer; all else, the mixture's product too, is not."""
+    torch.manual_seed(0)
+    model = GMVAE(z_dim=3, k=20, **({"enc": Own(784, 6), "dec": Own(3, 784)} if own else {}))
+    loss, seen = model.loss, Dtypes()
+
+    def watched(*batch):
+        with seen:
+            return loss(*batch)
+
+    optimizer, before = Adam(model.parameters(), 1e-9), model.enc
+    model.loss = watched
+    with training_precision(model, kind):
+        point = training_step(model, optimizer, (X,))
+    assert model.enc is before
+    products = {torch.bfloat16 if kind == "bfloat16" else torch.float32}
+    assert seen.of["mm"] == ({torch.float64} | products if own else {torch.float64})  # the mixture's, and Own's
+    assert own or seen.of["addmm"] == products
+    rounded = {name for name, types in seen.of.items() if torch.bfloat16 in types}
+    assert rounded <= {"addmm", "mm", "_to_copy", "t", "view"}  # factors are copied, weights transposed
+    assert bool(rounded) == (kind == "bfloat16")
+    assert all(value.dtype == torch.float32 for value in point.values())
+
+
+def test_bfloat16_sees_the_weights_of_each_step():
+    """Each loss is that of the present weights, whose rounded copies are not kept from an earlier step."""
+    torch.manual_seed(0)
+    model = VAE(z_dim=3)
+    for _ in range(3):
+        with training_precision(model, "bfloat16"):
+            torch.manual_seed(1)
+            first = model.loss(X)[0]
+            with torch.no_grad():
+                model.dec.net[4].bias.add_(0.5)
+                model.dec.net[4].weight.mul_(1.5)
+            torch.manual_seed(1)
+            assert abs(model.loss(X)[0] - first) > 1
+
+
+def test_training_in_both_precisions_differs_by_rounding():
+    weights = {}
+    for kind in precision.PRECISIONS:
+        torch.manual_seed(0)
+        model = VAE(z_dim=3)
+        with training_precision(model, kind):
+            run_steps(model, data.binary_batches((255 * X).byte(), 10, 0), 5)
+        weights[kind] = model.dec.net[2].weight
+    assert not weights["bfloat16"].equal(weights["float32"])
+    torch.testing.assert_close(weights["bfloat16"], weights["float32"], rtol=0, atol=0.011)
