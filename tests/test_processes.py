@@ -131,7 +131,7 @@ def steps(name, how):
     [
         ("vae", "plain"),
         *(pytest.param(name, "plain", marks=pytest.mark.slow) for name in list(MODELS)[1:]),
-        *(pytest.param(name, "compiled", marks=[pytest.mark.slow, needs_compiler]) for name in ("vae", "ssvae")),
+        pytest.param("vae", "compiled", marks=[pytest.mark.slow, needs_compiler]),
     ],
 )
 def test_a_step_of_two_processes_is_that_of_one(tmp_path, name, how, monkeypatch):
@@ -259,7 +259,7 @@ def test_one_run_of_two_processes(tmp_path, flags):
     by(2, parts, *flags, "--iter_max", 30)
     assert "resuming after step 30" in by(2, parts, *flags, "--iter_max", 50, "--resume", 1)
     assert same(state_and_results(whole, run), state_and_results(parts, run))
-    found = EventAccumulator(str(parts / "logs" / run)).Reload()
+    found = EventAccumulator(str(parts / "logs" / run), size_guidance={"images": 0}).Reload()
     assert [event.step for event in found.Scalars("eval/nelbo_test")][-1] == 50
     assert [event.step for event in found.Images("samples")] == [0, 20, 30, 40, 50]
     by(1, parts, *flags, "--iter_max", 60, "--resume", 1)

@@ -51,7 +51,7 @@ def train_run(run, model, batches, splits, look):
         processes.copy_from_first([*model.parameters(), *model.buffers()])
         check_loss(model, batches)
         start, shown = checkpoints.Progress(curves=nelbos(model, held_out)), looked_at(model, look)
-        make_folders(run)
+    prepare_folders(run)
     step, seconds = start.step, 0.0
     log_hparams(run)
 
@@ -153,16 +153,22 @@ def nelbos(model, held_out):
     return {tag: evaluate.elbo(model, split, samples=1)["nelbo"].mean for tag, split in held_out.items()}
 
 
-def make_folders(run):
-    """The folders of a new run, empty; what --overwrite 1 deletes is deleted here. For the first process."""
+def prepare_folders(run):
+    """Make what is missing, and delete what must not stay; all of it with --overwrite 1. For the first process."""
     if processes.rank() > 0:
         return
-    if run.flags.resume:
-        print(f"nothing to resume in {run.checkpoints}: starting from step 0", flush=True)
     run.logs.mkdir(parents=True, exist_ok=True)
-    checkpoints.state_path(run.checkpoints).unlink(missing_ok=True)  # first: an interrupted deletion is not resumed
-    files.clear(run.logs)
-    files.clear(run.checkpoints)
+    for folder in (run.checkpoints, run.logs):
+        files.clear(folder, ".*.tmp")  # left by a process that was killed while it wrote
+    if run.flags.overwrite:
+        # Deleted first, so that an interrupted --overwrite cannot be resumed.
+        checkpoints.state_path(run.checkpoints).unlink(missing_ok=True)
+        files.clear(run.logs)
+        files.clear(run.checkpoints)
+    if run.start == "new":
+        files.clear(run.logs, "step=*")  # bounds of an older run's checkpoints
+        if run.flags.resume:
+            print(f"nothing to resume in {run.checkpoints}: starting from step 0", flush=True)
 
 
 def faster_step(run, model, optimizer, batches, start):

@@ -57,6 +57,8 @@ def looked_at(model, look):
     """What look(model) returns, {name: Picture or Estimate}. InputError for other values, NonFiniteError for nan."""
     with evaluate.evaluating(model):
         shown = look(model)
+    if not isinstance(shown, dict):
+        raise InputError(f"`look` must return a dict, {{name: Picture or number}}; it returned {type(shown).__name__}.")
     for name, value in shown.items():
         if isinstance(value, Picture):
             continue
