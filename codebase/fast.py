@@ -56,7 +56,8 @@ def compiled(step, model, optimizer, whole):
     torch.compiler.reset()  # otherwise it might reuse the function of an earlier model
     for name in ("torch.utils.cpp_extension", "torch._dynamo.variables.ctx_manager", "torch._logging._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)  # hides warnings about CUDA and the profiler
-    torch._dynamo.config.trace_autograd_ops = whole  # compiles loss.backward(), too; an error in older PyTorch
+    if whole or hasattr(torch._dynamo.config, "trace_autograd_ops"):  # otherwise an error, in older PyTorch
+        torch._dynamo.config.trace_autograd_ops = whole  # compiles loss.backward(), too
     on_cuda = next(model.parameters()).is_cuda
     options = {"fallback_random": True, "triton.cudagraphs": on_cuda}  # the first keeps PyTorch's random numbers
     function = torch.compile(step, fullgraph=whole, options=options)

@@ -32,7 +32,7 @@ torch.set_num_threads(1)  # the models here are small: several threads would be 
 pywrap_tensorflow.crc32c = crc32c  # TensorBoard's own function is in Python, and slow
 
 # Older versions of PyTorch do not compile loss.backward().
-COMPILED = "compiled, ready" if hasattr(torch._dynamo.config, "trace_autograd_ops") else "its loss compiled, ready"
+COMPILED = "compiled, ready" if hasattr(torch._dynamo.config, "trace_autograd_ops") else "compiled in parts"
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no compiler")
 

@@ -1,7 +1,10 @@
 """codebase.load: trained models for a notebook."""
 
+import re
+
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 import codebase
@@ -39,19 +42,33 @@ def test_class_and_sizes_are_read_off_the_weights(model, tmp_path):
 
 
 def test_a_runs_folder_gives_its_newest_weights(script, digits, tmp_path):
-    """The README's three lines, after a run of the script, on any device that there is."""
+    """After a run of the script, on any device that there is."""
     args = ["--dataset", digits, "--batch_size", 50, "--device", "cpu", "--z", 3]
     assert script("run_vae.py", *args, "--iter_max", 20, "--iter_save", 10)[0] == 0
     (folder,) = (tmp_path / "checkpoints").iterdir()
     model = codebase.load(str(folder))
     newest = torch.load(folder / "model-00020.pt")
     assert all(value.equal(newest[key]) for key, value in model.state_dict().items())
-    images = codebase.data.load(digits)
-    with torch.no_grad():
-        picture = codebase.pictures.grid(model.sample_x(20), images.shape)
-    assert picture.pixels.shape == (29 + 1, 20 * 29 + 1, 3)
     if torch.cuda.is_available():
         assert codebase.load(folder, device="cuda").sample_x(2).is_cuda
+
+
+def test_the_lines_for_a_notebook(digits, tmp_path, monkeypatch):
+    """The README's, without flags or folders, on small data: trained, evaluated image by image, drawn; no file."""
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"## In a notebook\n\n```python\n(.*?)```", readme, re.DOTALL)
+    names = {}
+    exec(lines.replace('"mnist", "data"', repr(str(digits))).replace("500)", "40)"), names)
+    assert len(names["curves"]["train/loss"]) == 40
+    assert names["curves"]["train/loss"][-1] < 0.8 * names["curves"]["train/loss"][0]
+    nelbo, (x,) = names["nelbo"], names["splits"]["test"]
+    assert nelbo.values.shape == (120,)
+    assert (nelbo.mean, nelbo.se) == pytest.approx((nelbo.values.mean().item(), nelbo.values.std().item() / 120**0.5))
+    image_by_image = names["model"].negative_elbo_bound(x)[0].item()
+    assert nelbo.mean == pytest.approx(image_by_image, rel=0.01)
+    assert names["picture"].shape == (10 * 29 + 1, 20 * 29 + 1, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"digits.npz"}
 
 
 def test_other_networks_need_the_model(tmp_path):
