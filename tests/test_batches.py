@@ -135,3 +135,12 @@ def test_labelled_batches():
     assert (grey == 0.2).all()
     with pytest.raises(InputError, match="--batch_size 51 is more"):
         data.labelled_batches(x, y, 10, 51, seed=0)
+
+
+def test_floats_are_binarised_too():
+    """Bern(x) of values in [0, 1], such as a notebook may have; zeros and ones stay as they are."""
+    x = torch.tensor([0.0, 0.3, 1.0]).expand(20000, 3)
+    drawn = data.binarise(x)
+    assert set(drawn.unique().tolist()) == {0, 1}
+    assert drawn[:, ::2].equal(x[:, ::2])
+    assert abs(drawn[:, 1].mean() - 0.3) < 4 * (0.21 / 20000) ** 0.5

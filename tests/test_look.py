@@ -54,10 +54,21 @@ def test_a_number_is_a_curve_and_is_in_the_report_the_results_the_tables_and_the
 
 @pytest.mark.parametrize(
     ("value", "complaint"),
-    [("three", "mi of `look` must be a Picture, a number or an Estimate."), (float("nan"), "mi of `look` is nan.")],
+    [
+        ({"mi": "three"}, "mi of `look` is str; it must be a Picture, a number or an Estimate."),
+        ({"mi": float("nan")}, "mi of `look` is nan."),
+        (
+            {"test/nelbo": 2.0},
+            "`look` needs another name than 'test/nelbo', which the report or the training uses itself.",
+        ),
+        ({"train/loss": 2.0}, "needs another name than 'train/loss'"),
+        ({"a/b": pictures.Picture(np.zeros((4, 6, 3), np.uint8), "")}, "needs another name than 'a/b'"),
+        ({3: 1.0}, "needs another name than 3"),
+        (None, "`look` must return a dict, {name: Picture or number}; it returned NoneType."),
+    ],
 )
 def test_what_cannot_be_shown_is_a_sentence_before_the_first_step(vae, look, tmp_path, value, complaint):
-    look(lambda model: {"mi": value})
+    look(lambda model: value)
     code, _, err = vae("--z", 2)
     assert code in (1, 2)
     assert complaint in err

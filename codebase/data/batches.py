@@ -8,7 +8,9 @@ from codebase.utils import scaled
 
 
 def binarise(x):
-    """A random binarisation of grey images, exactly Bern(x / 255). x: uint8. Returns float32 in {0, 1}."""
+    """A random binarisation of grey images: uint8, exactly Bern(x / 255), or floats, Bern(x). Returns float32."""
+    if x.is_floating_point():
+        return torch.bernoulli(x)
     return (x > torch.randint_like(x, 255)).float()  # randint: 0 to 254
 
 

@@ -15,6 +15,9 @@ from codebase.runs.tables import markdown, means, printed_name
 from codebase.runs.tensorboard import write_hparams
 
 TABLE_CLASSES = 30  # a confusion matrix with more classes is not printed
+TAKEN = (
+    r"^(train|gen|class|eval)/|(^|/)(nelbo|kl\w*|rec|iwae_\d+|ess|latent_units|confusion)$"  # names of other numbers
+)
 LESS_IMPORTANT = r" (kl|kl_z|kl_y|rec|classifier_percent|iwae_\d{1,3})$"  # numbers that HPARAMS shows last
 
 
@@ -60,13 +63,18 @@ def looked_at(model, look):
     if not isinstance(shown, dict):
         raise InputError(f"`look` must return a dict, {{name: Picture or number}}; it returned {type(shown).__name__}.")
     for name, value in shown.items():
+        if not isinstance(name, str) or re.search(TAKEN, name) or (isinstance(value, Picture) and "/" in name):
+            raise InputError(f"`look` needs another name than {name!r}, which the report or the training uses itself.")
         if isinstance(value, Picture):
             continue
         if not isinstance(value, evaluate.Estimate):
             try:
                 shown[name] = value = evaluate.Estimate(float(value), math.nan, 1)
             except (TypeError, ValueError) as error:
-                raise InputError(f"{name} of `look` must be a Picture, a number or an Estimate.") from error
+                what = type(value).__name__
+                raise InputError(
+                    f"{name} of `look` is {what}; it must be a Picture, a number or an Estimate."
+                ) from error
         if not math.isfinite(value.mean):
             raise NonFiniteError(f"{name} of `look` is {value.mean}.")
     return shown
@@ -143,12 +151,13 @@ def report(run, model, splits, bits=False):
         "validation": "the validation images",
     }
     if splits:
-        binary = "" if bits else ", which are binarised once with a fixed seed"
+        are_binary = all(((x == 0) | (x == 1)).all() for x, *_ in splits.values())
+        binary = ", which are binarised once with a fixed seed" if are_binary else ""
         print(f"\nIn nats, each ± its standard error over the images{binary}.")
     for name, split in splits.items():
-        if name not in whose:
+        if name == "train":
             continue
-        print(f"\n{run.data.name}, {whose[name]} ({len(split[0]):,} images)")
+        print(f"\n{run.data.name}, {whose.get(name, name)} ({len(split[0]):,} images)")
         terms = evaluate.elbo(model, split)
         print("  ".join(f"{printed_name(term)}: {value}" for term, value in terms.items()), flush=True)
         keep(name, terms)
