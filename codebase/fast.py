@@ -13,7 +13,7 @@ import torch
 
 from codebase import processes
 from codebase.random_state import kept_random_state
-from codebase.train import named_state
+from codebase.train import Adam, named_state
 
 COMPILED_FROM = 10_000  # compiling takes as long as it saves in about this many steps
 
@@ -32,7 +32,8 @@ def faster(step, model, optimizer, batch):
     began = time.monotonic()
     expected = changes(step, model, optimizer, batch)
     reasons = []
-    for whole in (True, False):
+    # The compiler cannot follow an optimizer of torch.optim as a part of the whole, and fails for good if it has tried.
+    for tried, whole in enumerate((True, False) if isinstance(optimizer, Adam) else (False,), 1):
         try:
             quick = compiled(step, model, optimizer, whole)
             with warnings.catch_warnings():
@@ -42,12 +43,12 @@ def faster(step, model, optimizer, batch):
             reasons.append(f"{type(error).__name__}: {error}".strip().split("\n")[0])
             if processes.size() > 1:
                 changes(step, model, optimizer, batch)  # the other processes wait for these gradients
-        failed = 2 - whole
         if processes.maximum(len(reasons)) > len(reasons):
             reasons.append("it fails in another process")
-        if len(reasons) < failed:
-            how = "compiled" if whole else f"compiled in parts, not as a whole ({reasons[0]})"
-            return quick, f"{how}, ready after {time.monotonic() - began:.0f} s"
+        if len(reasons) < tried:
+            how = "compiled" if whole else "compiled in parts"
+            why = f"; it cannot be compiled as a whole ({reasons[0]})" if reasons else ""
+            return quick, f"{how}, ready after {time.monotonic() - began:.0f} s{why}"
     return step, f"not compiled: the plain step ({'; '.join(dict.fromkeys(reasons))})"
 
 
@@ -93,7 +94,6 @@ def unchanged(model, optimizer):
         with kept_random_state():
             yield
     finally:
-        model.zero_grad()  # the compiler cannot follow a gradient that is there already
         with torch.no_grad():
             for tensor, value in zip(before.values(), values, strict=True):
                 tensor.copy_(value)
