@@ -9,7 +9,6 @@ Commands:
 """
 
 from codebase import data, pictures
-from codebase.judge import report_generated
 from codebase.models.fsvae import FSVAE
 from codebase.runs import report, run_main, train_or_load
 from codebase.runs.flags import DATASET, ITER_MAX, IW, Flag, hidden_flag, size, whole
@@ -39,7 +38,6 @@ def main(run):
 
     train_or_load(run, model, batches, splits, look)
     report(run, model, splits, bits=True)
-    report_generated(run, model)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from torchvision.datasets import SVHN
 
-from codebase import evaluate, judge
+from codebase import evaluate
 from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
@@ -166,9 +166,7 @@ def vae(on_digits):
 
 @pytest.fixture
 def fsvae(script, colour_digits, few_draws, monkeypatch):
-    """As `vae`, on small colour digits, a checkpoint every 10 steps; a classifier of 10 steps judges 200 images."""
-    monkeypatch.setattr(judge, "TRAINING_STEPS", 10)
-    monkeypatch.setattr(judge, "GENERATED", 20)
+    """As `vae`, on small colour digits, a checkpoint every 10 steps."""
     usual = {"--dataset": colour_digits, "--iter_max": 30, "--iter_save": 10, "--batch_size": 50, "--device": "cpu"}
     return partial(with_usual, script, usual, "run_fsvae.py")
 

@@ -20,7 +20,6 @@ import torch._dynamo  # which an optimiser imports at its first use, in a second
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
-from codebase import judge
 from codebase.runs import checkpoints, course, files
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +77,6 @@ def run(folder, args, die_at, disk, rank, torchrun):
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # tqdm's usual lock has a semaphore, which a killed process would never release
     course.LOG_EVERY = 7
-    judge.TRAINING_STEPS = 5
     if die_at is not None:
         die_at_write(die_at)
     if disk is not None:

@@ -16,7 +16,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from conftest import COMPILED, ROOT, curves, needs_compiler, pictures_shown, same, weights
+from conftest import COMPILED, ROOT, curves, needs_compiler, pictures_shown, same, save_digits, weights
 from PIL import Image
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
@@ -181,7 +181,7 @@ def extended(tmp_path):
     assert list(EXAMPLES) == [
         *("codebase/models/vampvae.py", "codebase/models/twolayervae.py"),
         *("codebase/models/betavae.py", "run_betavae.py", "run_convvae.py"),
-        *("codebase/models/logisticfsvae.py", "run_m1m2.py"),
+        *("codebase/models/logisticfsvae.py", "run_m1m2.py", "judge.py"),
     ]
     shutil.copytree(ROOT / "codebase", tmp_path / "codebase", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "run_vae.py", tmp_path)
@@ -285,6 +285,53 @@ def test_examples_train_and_are_evaluated(example, name):
     assert f"### {name}" in out
     assert "| runs | 2 |" in out
     assert "| test NELBO | " in out
+
+
+def test_a_judge_of_generated_images(example, extended, monkeypatch, tmp_path):
+    """Its classifier learns the training images alone; a model that draws real images of a label is as right as they
+    are, one that draws those of the next label never; labels that the training images lack are not judged."""
+    names = runpy.run_path(str(extended / "judge.py"))
+    names["judge"].__globals__["TRAINING_STEPS"] = 60
+    images = data.load(save_digits(tmp_path / "colour.npz", colour=True))
+
+    class Copies(names["Classifier"]):
+        def __init__(self, shift):
+            super().__init__(images.shape, 10)
+            self.shift = shift
+
+        def sample_z(self, n):
+            return torch.zeros(n, 1)
+
+        def mean_x(self, z, y):
+            first = int((images.y_test == (y.argmax() + self.shift) % 10).nonzero()[0])
+            return data.scaled(images.x_test[first]).expand(len(z), -1)
+
+    generated, real = names["judge"](Copies(0), images)
+    assert real.mean > 95
+    assert (generated.n, real.n) == (2000, 120)
+    assert generated.mean > 85
+    assert names["judge"](Copies(1), images)[0].mean < 15
+    shifted = images._replace(y_train=(images.y_train + 1) % 10)
+    assert names["judge"](Copies(0), shifted)[1].mean < 5
+    some = torch.isin(images.y_train, torch.tensor([0, 3, 9]))
+    assert (
+        names["judge"](Copies(0), images._replace(x_train=images.x_train[some], y_train=images.y_train[some]))[0].n
+        == 600
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["run_fsvae.py", "run_ssvae.py"])
+def test_the_judge_of_a_run(on_digits, extended, tmp_path, monkeypatch, capsys, name):
+    assert on_digits(name, "--z", 3, "--iter_max", 5)[0] == 0
+    (folder,) = tmp_path.glob("checkpoints/*")
+    path = extended / "judge.py"
+    path.write_text(path.read_text().replace("TRAINING_STEPS = 2000", "TRAINING_STEPS = 5"))
+    monkeypatch.setattr(sys, "argv", ["judge.py", str(folder)])
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(extended / "judge.py"), run_name="__main__")
+    number = r"\d+\.\d\d ± \d+\.\d\d %"
+    assert re.search(rf"show their label: {number} of 2,000\n.*finds: {number} of 120\n", capsys.readouterr().out)
 
 
 def results_of(logs):

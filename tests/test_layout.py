@@ -67,5 +67,5 @@ def test_the_table_names_files_that_are_there():
 
 def test_the_package_is_imported_without_torchvision():
     """torchvision takes a second, so it is imported only where it is needed: not for --help, a wrong flag, a report."""
-    program = "import sys, codebase.judge, codebase.runs; print('torchvision' in sys.modules)"
+    program = "import sys, codebase.runs; print('torchvision' in sys.modules)"
     assert printed_by(program) == "False\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import run_steps, same, save_svhn, weights
 
-from codebase import data, judge
+from codebase import data
 from codebase.models.fsvae import FSVAE
 
 
@@ -69,7 +69,6 @@ def test_weights_of_the_loss_are_any_numbers_from_0_on(on_digits, folders, gw, c
     "model", ["vae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gmvae", "ssvae", "fsvae"))]
 )
 def test_hidden_is_the_width_of_every_hidden_layer(on_digits, folders, monkeypatch, model):
-    monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
     assert on_digits(f"run_{model}.py", "--hidden", 7, "--iter_max", 2)[0] == 0
     assert "_hidden=7_" in folders()[0].name
     state = weights(folders()[0], 2)
@@ -79,7 +78,6 @@ def test_hidden_is_the_width_of_every_hidden_layer(on_digits, folders, monkeypat
 
 @pytest.mark.slow
 def test_flags_of_the_fsvae_reach_its_model_its_checkpoints_and_its_name(fsvae, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
     assert fsvae("--z", 2, "--iw", 5, "--iter_max", 5, "--iter_save", 1, "--batch_size", 20)[0] == 0
     folder, _ = folders()
     assert re.fullmatch(r"model=fsvae_z=2_data=digits-\w+_iw=05_batch=20_run=0000", folder.name)
@@ -96,7 +94,6 @@ def test_flags_of_the_fsvae_reach_its_model_its_checkpoints_and_its_name(fsvae, 
 def test_the_fsvae_on_files_of_svhn(script, tmp_path, monkeypatch, split, name):
     """Each split is an experiment of its own; SVHN is not part of the name."""
     folder = save_svhn(tmp_path / "data", monkeypatch)
-    monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
     args = ["--split", split, "--batch_size", 10, "--iter_max", 1, "--device", "cpu"]
     code, out, _ = script("run_fsvae.py", "--data_dir", folder, *args)
     assert code == 0
@@ -109,7 +106,6 @@ def test_split_where_the_glyphs_stand_in(script, tmp_path, monkeypatch, colour_d
     save_svhn(tmp_path / "elsewhere", monkeypatch)
     glyphs = data.load(colour_digits)._replace(name="glyphs")
     monkeypatch.setattr(data, "draw_glyphs", lambda shape: glyphs)
-    monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
     code, out, _ = script("run_fsvae.py", "--split", "train", "--iter_max", 1, "--device", "cpu")
     assert code == 0
     assert "USING THE BUILT-IN GLYPHS INSTEAD" in out

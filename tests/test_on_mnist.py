@@ -54,5 +54,3 @@ def test_the_fsvae_on_glyphs(tmp_path):
     """2,000 steps: two runs reached -546 and -516 nats; after 20 steps it is -255."""
     results = results_of(tmp_path, "run_fsvae.py", "--dataset", "glyphs", "--iter_max", 2000)
     assert -600 < results["test"]["nelbo"]["mean"] < -450
-    assert results["generated"]["classifier_percent"]["mean"] > 99.5
-    assert results["generated"]["accuracy_percent"]["mean"] > 15  # by chance it is 10

@@ -192,7 +192,6 @@ def test_bits_of_a_discretised_likelihood_are_those_of_its_probabilities(
     """They are the nats in another unit, and the probabilities of the 256 values of a pixel add up to 1."""
     own = example("logisticfsvae", "LogisticFSVAE")
     monkeypatch.setattr("codebase.models.fsvae.FSVAE", own)
-    monkeypatch.setattr("codebase.judge.report_generated", lambda *args: None)
     digits = save_digits(tmp_path / "digits.npz")
     args = ("--dataset", digits, "--iter_max", 30, "--batch_size", 50, "--device", "cpu", "--z", 3, "--hidden", 12)
     code, _, err = script("run_fsvae.py", *args, "--train", 2, "--iw_eval", 2)
@@ -235,7 +234,6 @@ class NarrowFSVAE(FSVAE):
 
 def test_bits_of_a_density_are_those_of_images_with_noise(fsvae, folders, colour_digits, monkeypatch):
     monkeypatch.setattr("codebase.models.fsvae.FSVAE", NarrowFSVAE)
-    monkeypatch.setattr("codebase.judge.report_generated", lambda *args: None)
     code, _, err = fsvae("--z", 3, "--hidden", 12, "--iter_max", 3, "--train", 2, "--iw_eval", 2)
     assert code == 0, err
     checkpoints, logs = folders()

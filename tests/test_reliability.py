@@ -25,7 +25,6 @@ from conftest import ROOT, Trap, contents, same, save_digits
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from codebase import judge
 from codebase.models.vae import VAE
 from codebase.runs.main import IgnoringWriteErrors
 
@@ -253,7 +252,6 @@ def test_a_full_disk_is_an_error_and_leaves_the_last_checkpoint_whole(tmp_path, 
 @pytest.fixture
 def trained(script, flags, monkeypatch):
     """trained('run_vae.py') trains 30 steps, saved at 20 and 30. Returns (call with more flags, checkpoints, logs)."""
-    monkeypatch.setattr(judge, "TRAINING_STEPS", 5)
 
     def of(name):
         usual = flags(name)

@@ -8,8 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from codebase import judge
-
 
 @pytest.fixture
 def images(tmp_path):
@@ -32,7 +30,6 @@ def images(tmp_path):
 @pytest.fixture
 def run(script, tmp_path, monkeypatch):
     """run(name, path, ...): 6 steps, resumed at 4, evaluated. Returns what was printed, results, and the logs."""
-    monkeypatch.setattr(judge, "TRAINING_STEPS", 20)
 
     def call(name, path, *args):
         usual = ["--dataset", path, "--batch_size", 26, "--device", "cpu", *args]
@@ -64,14 +61,11 @@ COLOUR = pytest.mark.parametrize(
 
 @COLOUR
 def test_colour_images_of_any_size_and_number_of_classes_in_the_fsvae(run, images, tmp_path, height, width, classes):
-    out, record, logs = run("run_fsvae.py", images((height, width, 3), classes))
+    _, record, logs = run("run_fsvae.py", images((height, width, 3), classes))
     assert record["data"]["shape"] == [3, height, width]
     assert record["data"]["classes"] == classes
     results = record["results"]
     assert results["subset"]["nelbo"]["n"] == 78
-    assert results["generated"]["accuracy_percent"]["n"] == 200 * classes
-    assert np.shape(results["generated"]["confusion"]) == (classes, classes)
-    assert f"| **{classes - 1}** |" in out
     assert size(logs / "samples.png") == (20 * (width + 1) + 1, classes * (height + 1) + 1)
     assert size(logs / "reconstructions.png") == ((classes + 2) * (width + 1) + 1, classes * (height + 1) + 1)
     (folder,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
@@ -105,21 +99,20 @@ def test_32_x_32_colour_images_without_labels(run, images, name):
 
 
 def test_small_grey_images_of_two_classes(run, images):
-    out, record, _ = run("run_fsvae.py", images((5, 4), 2))
+    _, record, _ = run("run_fsvae.py", images((5, 4), 2))
     assert record["data"]["shape"] == [1, 5, 4]
-    assert np.shape(record["results"]["generated"]["confusion"]) == (2, 2)
-    assert "| **1** |" in out
+    assert record["results"]["test"]["nelbo"]["n"] > 0
 
 
 @pytest.mark.slow
-def test_many_classes(run, images, monkeypatch):
-    """No table, and pictures of the first fifty, where there are more classes than can be looked at."""
-    monkeypatch.setattr(judge, "GENERATED", 2)
-    out, record, logs = run("run_fsvae.py", images((3, 130), 60, n_train=120, n_test=60))
-    assert "(60 classes: the table is in results.json)" in out
-    assert np.shape(record["results"]["generated"]["confusion"]) == (60, 60)
+def test_many_classes(run, images):
+    """Pictures of the first fifty, where there are more classes than can be looked at; of the SSVAE no table."""
+    _, _, logs = run("run_fsvae.py", images((3, 130), 60, n_train=120, n_test=60))
     assert size(logs / "samples.png") == (20 * 131 + 1, 50 * 4 + 1)
     assert size(logs / "reconstructions.png") == (52 * 131 + 1, 50 * 4 + 1)
+    out, record, _ = run("run_ssvae.py", images((3, 13), 60, n_train=600, n_test=60), "--z", 3)
+    assert "(60 classes: the table is in results.json)" in out
+    assert np.shape(record["results"]["test"]["confusion"]) == (60, 60)
 
 
 @pytest.mark.parametrize("name", ["run_ssvae.py", "run_fsvae.py"])

@@ -11,7 +11,7 @@ import torch
 from conftest import EVAL, NUMBER, STATES, contents, curves, pictures_shown, run_steps, same, saved, weights
 from PIL import Image
 
-from codebase import data, judge
+from codebase import data
 from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
@@ -270,11 +270,7 @@ def test_the_fsvae_trains_resumes_and_evaluates(fsvae, folders, tmp_path):
     bits = r"\d+\.\d{4} ± \d+\.\d{4}"
     assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}$", out, re.M)) == 2
     assert len(re.findall(rf"^Bits per dimension: NELBO: {bits}  Rec: {bits}$", out, re.M)) == 2
-    generated = re.search(r"^Generated digits that show their label: (\d+\.\d\d) ± \d+\.\d\d % of 200\b", out, re.M)
-    own = re.search(r"^whose accuracy on the 120 real test images is (\d+\.\d\d) ± \d+\.\d\d %$", out, re.M)
     record = json.loads((logs / "results.json").read_text())["results"]
-    assert float(generated[1]) == pytest.approx(record["generated"]["accuracy_percent"]["mean"], abs=0.006)
-    assert float(own[1]) == pytest.approx(record["generated"]["classifier_percent"]["mean"], abs=0.006)
     test = record["test"]
     for term in ("nelbo", "rec"):  # the density is nearly constant on the interval of a value
         expected = (test[term]["mean"] / 3072 + np.log(255)) / np.log(2)
@@ -310,14 +306,11 @@ def test_the_fsvae_trains_resumes_and_evaluates(fsvae, folders, tmp_path):
     code, out, _ = fsvae("--train", 0, "--iw_eval", "1,10")
     assert code == 0
     assert len(re.findall(rf"^Negative IWAE-10?: {NUMBER} \({bits} bits per dimension\)$", out, re.M)) == 2
-    assert "training a classifier" not in out
-    assert generated[0] in out
 
 
 @pytest.mark.slow
 def test_the_twenty_styles_are_the_same_throughout_training(fsvae, folders, monkeypatch):
     """With a learning rate of next to nothing the model stays as it is, and so does its picture."""
-    monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
     fsvae("--lr", 1e-30, "--iter_max", 3, "--iter_save", 1)
     shown = pictures_shown(folders()[1])["samples"]
     assert [step for step, _ in shown] == [0, 1, 2, 3]
@@ -326,7 +319,6 @@ def test_the_twenty_styles_are_the_same_throughout_training(fsvae, folders, monk
 
 def test_rows_are_digits_and_columns_are_styles(fsvae, tmp_path, monkeypatch):
     """A decoder whose first pixel is 0.5 + z_0 / 10, whose second is y / 10."""
-    monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
     state = FSVAE().state_dict()
     decoder = [state[f"dec.net.{i}.{what}"].zero_() for i in (0, 2, 4) for what in ("weight", "bias")]
     first, bias, second, _, last, last_bias = decoder
@@ -347,7 +339,6 @@ def test_rows_are_digits_and_columns_are_styles(fsvae, tmp_path, monkeypatch):
 
 def test_a_file_of_the_homeworks_fsvae_is_evaluated(fsvae, tmp_path, monkeypatch):
     torch.save(FSVAE().state_dict() | {"x_v": torch.full((1,), 0.1)}, tmp_path / "theirs.pt")
-    monkeypatch.setattr(judge, "TRAINING_STEPS", 1)
     code, out, _ = fsvae("--train", 0, "--checkpoint", "theirs.pt", "--iw_eval", 2)
     assert code == 0
     assert "Negative IWAE-2: " in out
