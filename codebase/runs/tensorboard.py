@@ -17,7 +17,7 @@ ELBO_CURVES = {"eval/nelbo_test": "test", "eval/nelbo_train": "train", "eval/nel
 CHARTS = {  # the curves in each chart: a regular expression of their tags
     "loss and its terms": ("Multiline", ["train/loss$|gen/(?!elbo$)|class/(?!acc$)"]),
     "negative ELBO of test, training and validation images": ("Multiline", ["eval/nelbo_"]),
-    "accuracy of a classifier, %": ("Multiline", ["/accuracy_percent$"]),
+    "accuracy of a classifier, %": ("Multiline", [".*/accuracy_percent$"]),
 }
 
 
