@@ -47,7 +47,7 @@ class MLP(nn.Module):
             return self.net(torch.cat([x, y], dim=-1))
         first, *others = self.net
         w_x, w_y = first.weight.split([x.shape[-1], y.shape[-1]], dim=1)
-        h = F.linear(x, w_x, first.bias).to(x.dtype) + F.linear(y, w_y).to(y.dtype)  # autocast may give bfloat16
+        h = F.linear(x, w_x, first.bias) + F.linear(y, w_y)
         for layer in others:
             h = layer(h)
         return h
