@@ -29,27 +29,22 @@ def faster(step, model, optimizer, batch):
     step: as train.training_step. Two compiled steps are compared with two plain ones, in everything that they change;
     then all is as before. batch: an example; all later batches must have its shapes.
     """
-    began = time.monotonic()
+    began, reason = time.monotonic(), ""
     expected = changes(step, model, optimizer, batch)
-    reasons = []
-    # The compiler cannot follow an optimizer of torch.optim as a part of the whole, and fails for good if it has tried.
-    for tried, whole in enumerate((True, False) if isinstance(optimizer, Adam) else (False,), 1):
-        try:
-            quick = compiled(step, model, optimizer, whole)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about the compiler's own work
-                compare(changes(quick, model, optimizer, batch), expected)
-        except Exception as error:  # compilers and drivers raise any error, and the run can do without them
-            reasons.append(f"{type(error).__name__}: {error}".strip().split("\n")[0])
-            if processes.size() > 1:
-                changes(step, model, optimizer, batch)  # the other processes wait for these gradients
-        if processes.maximum(len(reasons)) > len(reasons):
-            reasons.append("it fails in another process")
-        if len(reasons) < tried:
-            how = "compiled" if whole else "compiled in parts"
-            why = f"; it cannot be compiled as a whole ({reasons[0]})" if reasons else ""
-            return quick, f"{how}, ready after {time.monotonic() - began:.0f} s{why}"
-    return step, f"not compiled: the plain step ({'; '.join(dict.fromkeys(reasons))})"
+    # An optimizer of torch.optim cannot be a part of the whole, nor can backward() in older PyTorch.
+    whole = isinstance(optimizer, Adam) and hasattr(torch._dynamo.config, "trace_autograd_ops")
+    try:
+        quick = compiled(step, model, optimizer, whole)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the compiler's own work
+            compare(changes(quick, model, optimizer, batch), expected)
+    except Exception as error:  # compilers and drivers raise any error, and the run can do without them
+        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        if processes.size() > 1 and not isinstance(error, ArithmeticError):
+            changes(step, model, optimizer, batch)  # the other processes wait for these gradients
+    if processes.maximum(int(bool(reason))):
+        return step, f"not compiled: the plain step ({reason or 'it fails in another process'})"
+    return quick, f"compiled{'' if whole else ' in parts'}, ready after {time.monotonic() - began:.0f} s"
 
 
 def compiled(step, model, optimizer, whole):
@@ -57,8 +52,8 @@ def compiled(step, model, optimizer, whole):
     torch.compiler.reset()  # otherwise it might reuse the function of an earlier model
     for name in ("torch.utils.cpp_extension", "torch._dynamo.variables.ctx_manager", "torch._logging._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)  # hides warnings about CUDA and the profiler
-    if whole or hasattr(torch._dynamo.config, "trace_autograd_ops"):  # otherwise an error, in older PyTorch
-        torch._dynamo.config.trace_autograd_ops = whole  # compiles loss.backward(), too
+    if whole:
+        torch._dynamo.config.trace_autograd_ops = True  # compiles loss.backward(), too
     on_cuda = next(model.parameters()).is_cuda
     options = {"fallback_random": True, "triton.cudagraphs": on_cuda}  # the first keeps PyTorch's random numbers
     function = torch.compile(step, fullgraph=whole, options=options)
@@ -108,8 +103,8 @@ def compare(found, expected):
     """
     for name, (before, after) in expected.items():
         difference = (found[name][1].double() - after.double()).norm()
-        if after.dim() == 0:  # a curve, a counter
-            allowed = 1e-3 * after.abs() + 1e-2
+        if after.dim() == 0:  # a curve, a counter; an accuracy changes by a whole image
+            allowed = 1e-3 * after.abs() + 0.05
         else:
             allowed = 0.2 * (after.double() - before.double()).norm() + 1e-5 * after.numel() ** 0.5
         if not difference <= allowed:  # also if it is nan

@@ -51,6 +51,10 @@ class Float32Results(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
+        return tuple(map(self.as_float32, result)) if type(result) is tuple else self.as_float32(result)
+
+    @staticmethod
+    def as_float32(result):
         return result.float() if getattr(result, "dtype", None) == torch.bfloat16 else result
 
 

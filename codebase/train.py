@@ -113,14 +113,14 @@ def train(model, batches, n, optimizer=None):
 
 
 def learning_rate(lr, schedule, iter_max, steps_per_epoch):
-    """The learning rate as a function of t, the number of finished steps.
+    """The learning rate as a function of t, the number of finished steps; None if it is constant.
 
     schedule: 'constant'; 'cosine', lr (1 + cos(pi t / iter_max)) / 2; steps such as '8000,16000', at each of which it
     is divided by 10; or 'burda', lr 10^(-i/7) for 3^i epochs, i = 0, 1, ..., 7 (Burda et al. 2016, section 5; 3,280
     epochs in all, and then the last rate).
     """
     if schedule == "constant":
-        return lambda t: lr
+        return None
     if schedule == "cosine":
         return lambda t: lr * (1 + math.cos(math.pi * t / iter_max)) / 2
     if schedule == "burda":
@@ -140,7 +140,10 @@ def set_rate(optimizer, lr):
 
 
 def check_loss(model, batches):
-    """InputError if model.loss does not return a pair, (a scalar tensor with a gradient, {tag: scalar tensor})."""
+    """InputError if model.loss does not return a pair, (a scalar tensor with a gradient, {tag: scalar tensor}).
+
+    Also if the model's weights are no tensors, which could not be loaded again.
+    """
     with kept_random_state():
         buffers = [buffer.clone() for buffer in model.buffers()]
         result = model.loss(*batches[0])
@@ -154,6 +157,9 @@ def check_loss(model, batches):
             raise InputError(f"{must}; {name} is {described(value)}.")
     if not result[0].requires_grad:
         raise InputError("the loss of model.loss does not depend on the model's parameters. Is it detached?")
+    for key, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"the model's state_dict must hold tensors only; {key} is {described(value)}.")
 
 
 def described(value):
@@ -171,7 +177,9 @@ def values_of(points, step):
     points: [{"train/loss": scalar, tag: scalar, ...}] of the steps up to `step`. They are averaged over the processes.
     This is the only synchronisation with the device.
     """
-    tags = list(points[0]) if points else []
+    if not points:
+        return {}
+    tags = list(points[0])
     values = torch.stack([term for point in points for term in point.values()]).unflatten(0, (-1, len(tags)))
     processes.average([values])
     values = values.cpu()
@@ -190,9 +198,10 @@ def named_state(model, optimizer):
     """All tensors that a step can change, by name: parameters, buffers, and what the optimizer holds."""
     named = dict(model.named_parameters())
     names = {p: name for name, p in named.items()}
-    held = {f"the optimizer's {key}": group[key] for group in optimizer.param_groups for key in group}
-    for p, state in optimizer.state.items():
-        held |= {f"the optimizer's {key} of {names.get(p, 'a parameter')}": value for key, value in state.items()}
+    held = {f"the optimizer's {k} of group {i}": v for i, g in enumerate(optimizer.param_groups) for k, v in g.items()}
+    for i, (p, state) in enumerate(optimizer.state.items()):
+        name = names.get(p, f"parameter {i}")
+        held |= {f"the optimizer's {key} of {name}": value for key, value in state.items()}
     named |= dict(model.named_buffers()) | held
     return {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
 

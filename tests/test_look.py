@@ -75,7 +75,7 @@ def test_what_cannot_be_shown_is_a_sentence_before_the_first_step(vae, look, tmp
     assert {path.name for path in tmp_path.iterdir()} == {"digits.npz"}
 
 
-@pytest.mark.parametrize("wrong", ["look", "elbo_terms", "loss"])
+@pytest.mark.parametrize("wrong", ["look", "elbo_terms", "loss", "log_weights", "mean_z"])
 def test_an_error_at_step_0_comes_before_anything_is_deleted(vae, look, folders, monkeypatch, wrong):
     assert vae("--z", 2)[0] == 0
     before = contents(folders()[0]), contents(folders()[1])
@@ -129,6 +129,7 @@ def test_the_curves_of_a_step_that_was_saved_but_not_shown_are_kept(vae, look, f
     look(failing)
     with pytest.raises(ValueError, match="my mistake"):
         vae("--z", 2, "--iter_save", 10)
+    assert vae("--z", 2, "--train", 0, "--iw_eval", 2)[0] == 0  # which writes results.json, too
     assert vae("--z", 2, "--iter_save", 10, "--resume", 1)[0] == 0
     (parts,) = set(whole.parent.iterdir()) - {whole}
     assert curves(parts) == expected

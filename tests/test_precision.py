@@ -37,6 +37,13 @@ def test_a_library_that_rounds_to_bfloat16_is_found_out(monkeypatch):
             assert torch.get_float32_matmul_precision() == setting
 
 
+def test_a_layer_with_several_results():
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = torch.randn(3, 4, 8)
+    with torch.autocast("cpu", torch.bfloat16), precision.Float32Results():
+        assert {result.dtype for result in attention(x, x, x)} == {torch.float32}
+
+
 def test_the_setting_and_the_loss_are_put_back():
     before, model = torch.get_float32_matmul_precision(), VAE(z_dim=2)
     with contextlib.suppress(ZeroDivisionError), training_precision(model, "bfloat16"):

@@ -66,8 +66,7 @@ def test_adam_leaves_alone_what_has_no_gradient():
 
 
 def test_learning_rates():
-    constant = learning_rate(0.1, "constant", 100, 10)
-    assert [constant(t) for t in (0, 50, 100)] == [0.1] * 3
+    assert learning_rate(0.1, "constant", 100, 10) is None
     cosine = learning_rate(0.1, "cosine", 100, 10)
     assert [cosine(t) for t in (0, 50, 100)] == pytest.approx([0.1, 0.05, 0])
     steps = learning_rate(0.1, "30,60", 100, 10)
@@ -223,6 +222,16 @@ def test_a_loss_without_a_gradient_is_a_sentence(monkeypatch):
     monkeypatch.setattr(VAE, "loss", lambda model, x: (torch.ones(()), {}))
     with pytest.raises(InputError, match="Is it detached"):
         train(VAE(z_dim=2), ones(784), 3)
+
+
+def test_weights_that_are_no_tensors_cannot_be_saved(monkeypatch):
+    monkeypatch.setattr(VAE, "get_extra_state", lambda model: {"a": 1}, raising=False)
+    with pytest.raises(InputError, match="the model's state_dict must hold tensors only; _extra_state is a dict"):
+        check_loss(VAE(z_dim=2), ones(784))
+
+
+def test_no_steps():
+    assert train(VAE(z_dim=2), ones(784), 0) == {}
 
 
 def test_checking_the_loss_changes_nothing():

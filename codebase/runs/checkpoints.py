@@ -43,7 +43,10 @@ def state_path(folder):
 
 
 class Progress(NamedTuple):
-    """How far a run is: its step, the seconds spent on training, and the points of its curves at that step."""
+    """How far a run is: its step, the seconds spent on training, and the points of its curves at that step.
+
+    The curves are None if an older version has saved it.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -143,7 +146,7 @@ def resume(folder, model, optimizer, experiment):
         fill(model, state["weights"], path)
         optimizer.load_state_dict(state["optimizer"])
         set_random_state(state["random"])
-        curves = {str(tag): float(value) for tag, value in state.get("curves", {}).items()}
+        curves = {str(tag): float(value) for tag, value in state["curves"].items()} if "curves" in state else None
         return Progress(int(state["step"]), float(state["seconds"]), curves)
     except InputError:
         raise

@@ -7,7 +7,7 @@ import time
 from tqdm import tqdm
 
 from codebase import evaluate, fast, processes
-from codebase.errors import InputError
+from codebase.errors import InputError, NonFiniteError
 from codebase.precision import training_precision
 from codebase.random_state import kept_random_state
 from codebase.runs import checkpoints, files
@@ -50,7 +50,11 @@ def train_run(run, model, batches, splits, look):
     else:  # the model is looked at before anything is deleted or written
         processes.copy_from_first([*model.parameters(), *model.buffers()])
         check_loss(model, batches)
-        start, shown = checkpoints.Progress(curves=nelbos(model, held_out)), looked_at(model, look)
+        try_bounds(model, splits)
+        curves = {}
+        with contextlib.suppress(NonFiniteError):  # the training may make them finite
+            curves = nelbos(model, held_out)
+        start, shown = checkpoints.Progress(curves=curves), looked_at(model, look)
     prepare_folders(run)
     step, seconds = start.step, 0.0
     log_hparams(run)
@@ -63,7 +67,8 @@ def train_run(run, model, batches, splits, look):
         if shown is not None:
             show(run, writer, step, start.curves, shown)
         training_step = faster_step(run, model, optimizer, batches, step)
-        set_rate(optimizer, rate(step))
+        if rate is not None:
+            set_rate(optimizer, rate(step))
         points = []  # the loss and its terms at each step since the last check, on the device
         steps = updates(model, batches, range(step, flags.iter_max), optimizer, training_step)
         hidden = step >= flags.iter_max or processes.torchrun_rank_and_size()[0] > 0
@@ -71,7 +76,8 @@ def train_run(run, model, batches, splits, look):
         began = time.monotonic()
         for step, point in bar:
             points.append(point)
-            set_rate(optimizer, rate(step))
+            if rate is not None:
+                set_rate(optimizer, rate(step))
             stopping, last = should_stop(signals, step), step == flags.iter_max
             saving = step % flags.iter_save == 0 or last or stopping
             logging = step % LOG_EVERY == 0 or last
@@ -113,8 +119,8 @@ def resume(run, model, optimizer, look):
     print(f"resuming after step {start.step:,}", flush=True)
     results, finished = read_results(run, start.step), start.step >= run.flags.iter_max
     run.record.update(results if finished else {"trained": results.get("trained", {})})
-    unseen = processes.maximum(int(finished or not results))
-    return start, looked_at(model, look) if unseen else None
+    unseen = start.curves is not None and (finished or results.get("shown") != start.step)
+    return start, looked_at(model, look) if processes.maximum(int(unseen)) else None
 
 
 def finish(run, start, step, seconds, signals):
@@ -146,6 +152,15 @@ def logged(run, first_step):
         if first_step == 0:
             writer.add_start(run.flags.values())
         yield writer
+
+
+def try_bounds(model, splits):
+    """Compute what only the report needs on two images, so that an error in it comes before the training."""
+    for split in splits.values():
+        two = tuple(rows[:2] for rows in split)
+        with contextlib.suppress(NonFiniteError):
+            evaluate.iwae(model, two, [2])
+        evaluate.latent_units(model, two)
 
 
 def nelbos(model, held_out):

@@ -65,12 +65,11 @@ def locked(folder):
     try:
         yield
     finally:
-        empty = {path.name for path in folder.iterdir()} <= {".lock"}
-        lock.release()
-        if empty:
+        if {path.name for path in folder.iterdir()} <= {".lock"}:
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 folder.parent.rmdir()  # checkpoints/, if this was the first run
+        lock.release()
 
 
 def clear(folder, what="*"):

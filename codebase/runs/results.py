@@ -25,7 +25,7 @@ def read_results(run, step):
     """This run's results after `step` steps, from results.json; an empty dict if there are none."""
     try:
         record = json.loads((run.logs / "results.json").read_text())
-        keys = ("flags", "experiment", "step", "trained", "complete", "results")
+        keys = ("flags", "experiment", "step", "shown", "trained", "complete", "results")
         kept = {key: record[key] for key in keys if key in record}
         means(kept["results"]), dict(kept.get("experiment", {}))  # raise an error if they hold something else
         list(kept.get("trained", {}).get("code", []))
@@ -102,7 +102,7 @@ def show(run, writer, step, curves, shown):
             writer.add_scalar(tag, value, step)
     if writer is not None and shown is not None:
         writer.flush()
-        run.record["step"] = step
+        run.record["step"] = run.record["shown"] = step
         write_results(run)
 
 
