@@ -113,15 +113,14 @@ def test_hparams_of_a_resumed_run_and_of_one_that_was_stopped(vae, hparams, fold
     vae("--z", 2, "--iter_max", 20)
     _, logs = folders()
     before = expected(logs)
-    set_rate = training.set_rate
+    check_weights = training.check_weights
 
     def interrupted(*args):
-        if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:  # once the training has begun
-            signal.raise_signal(signal.SIGTERM)
-        set_rate(*args)
+        signal.raise_signal(signal.SIGTERM)
+        check_weights(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "set_rate", interrupted)
+        patch.setattr(training, "check_weights", interrupted)
         assert vae("--z", 2, "--iter_max", 60, "--resume", 1)[0] == 143
     assert hparams()[1] == {logs.name: (api_pb2.STATUS_UNKNOWN, before[0], {})}
 
