@@ -136,7 +136,7 @@ def script(tmp_path, monkeypatch, capsys):
 
 NUMBER = r"-?\d+\.\d\d ± \d+\.\d\d"
 STATES = {"training.pt"}
-EVAL = {"eval/nelbo_test", "eval/nelbo_train"}  # the curves of every checkpoint
+EVAL = {"eval/nelbo_test", "eval/nelbo_train"}  # the held-out curves
 
 
 def with_usual(script, usual, name, *args):
