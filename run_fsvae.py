@@ -10,17 +10,13 @@ Commands:
 
 from codebase import data, pictures
 from codebase.models.fsvae import FSVAE
-from codebase.runs import report, run_main, train_or_load
-from codebase.runs.flags import DATASET, ITER_MAX, IW, Flag, hidden_flag, size, whole
+from codebase.runs import HIDDEN, IW, Flag, report, run_main, size, train_or_load
 
 FLAGS = [
     Flag("z", 10, size, "dimension of the latent z"),
-    hidden_flag(500),
+    HIDDEN,
     Flag("split", "extra", tuple(data.SVHN_SPLITS), "SVHN's images to train on"),
-    Flag("dataset", "auto", str, DATASET.format("svhn"), True, "data={}"),
     IW,
-    Flag("iter_max", 1_000_000, whole(1), ITER_MAX, False),
-    Flag("keep", 3, whole(0), "keep only this many newest checkpoints, and that of the last step; 0: keep all", False),
 ]
 
 
@@ -41,4 +37,4 @@ def main(run):
 
 
 if __name__ == "__main__":
-    run_main("fsvae", main, FLAGS, __doc__, usual_data="svhn")
+    run_main("fsvae", main, FLAGS, __doc__, usual_data="svhn", iter_max=1_000_000, keep=3, hidden=500)

@@ -9,13 +9,13 @@ Commands:
 
 from codebase import data, pictures
 from codebase.models.gmvae import GMVAE
-from codebase.runs import IW, Flag, hidden_flag, report, run_main, size, train_or_load
+from codebase.runs import HIDDEN, IW, Flag, report, run_main, size, train_or_load
 
 FLAGS = [
     Flag("z", 10, size, "dimension of the latent z", always=True),
     Flag("k", 500, size, "number of components of the prior", always=True),
     IW,
-    hidden_flag(300),
+    HIDDEN,
 ]
 
 

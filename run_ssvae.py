@@ -11,16 +11,14 @@ Commands:
 from codebase import data, evaluate, pictures
 from codebase.errors import InputError
 from codebase.models.ssvae import SSVAE
-from codebase.runs import report, report_confusion, run_main, train_or_load
-from codebase.runs.flags import ITER_MAX, Flag, hidden_flag, size, weight, whole
+from codebase.runs import HIDDEN, Flag, report, report_confusion, run_main, size, train_or_load, weight
 
 FLAGS = [
     Flag("gw", 1, weight, "weight of the negative ELBO; 0: the supervised baseline", in_name="gw={:0>3}", always=True),
     Flag("cw", 100, weight, "weight of the classifier's cross-entropy", in_name="cw={:0>3}", always=True),
     Flag("z", 64, size, "dimension of the latent z"),
-    hidden_flag(300),
+    HIDDEN,
     Flag("labels", None, size, "labelled images, equally many per class (default: ten each; for MNIST the homework's)"),
-    Flag("iter_max", 30000, whole(1), ITER_MAX, False),
 ]
 
 
@@ -56,4 +54,4 @@ def main(run):
 
 
 if __name__ == "__main__":
-    run_main("ssvae", main, FLAGS, __doc__)
+    run_main("ssvae", main, FLAGS, __doc__, iter_max=30000)

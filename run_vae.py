@@ -10,9 +10,9 @@ Commands:
 
 from codebase import data, pictures
 from codebase.models.vae import VAE
-from codebase.runs import IW, Flag, hidden_flag, report, run_main, size, train_or_load
+from codebase.runs import HIDDEN, IW, Flag, report, run_main, size, train_or_load
 
-FLAGS = [Flag("z", 10, size, "dimension of the latent z", always=True), IW, hidden_flag(300)]
+FLAGS = [Flag("z", 10, size, "dimension of the latent z", always=True), IW, HIDDEN]
 
 
 def main(run):

@@ -124,7 +124,7 @@ def iwae(model, split, ms=(1, 10, 100, 1000), noise=False):
     noise: of the images with noise; see dequantised.
     """
     largest, labels = max(ms), model.labels_per_image
-    hidden = processes.torchrun_rank_and_size()[0] > 0
+    hidden = processes.launched() > 0
     bar = tqdm(total=len(split[0]), desc=f"IWAE-{largest}", unit="image", delay=2, leave=False, disable=hidden)
 
     def bounds(x, *y):

@@ -4,7 +4,6 @@ The step of a small model has dozens of short operations. On a CPU most of the t
 them, on a GPU on launching them. The compiled step is made from the step itself, so an edit of that changes both.
 """
 
-import contextlib
 import logging
 import time
 import warnings
@@ -14,13 +13,6 @@ import torch
 from codebase import processes
 from codebase.random_state import kept_random_state
 from codebase.train import Adam, named_state
-
-COMPILED_FROM = 10_000  # compiling takes as long as it saves in about this many steps
-
-
-def worth_compiling(device, steps):
-    """Does the compiled step save more time in `steps` steps than its compilation takes?"""
-    return device.type in ("cpu", "cuda") and steps >= COMPILED_FROM
 
 
 def faster(step, model, optimizer, batch):
@@ -42,7 +34,7 @@ def faster(step, model, optimizer, batch):
         reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
         if processes.size() > 1 and not isinstance(error, ArithmeticError):
             changes(step, model, optimizer, batch)  # the other processes wait for these gradients
-    if processes.maximum(int(bool(reason))):
+    if any(processes.gather([reason])):
         return step, f"not compiled: the plain step ({reason or 'it fails in another process'})"
     return quick, f"compiled{'' if whole else ' in parts'}, ready after {time.monotonic() - began:.0f} s"
 
@@ -70,30 +62,25 @@ def compiled(step, model, optimizer, whole):
 
 
 def changes(step, model, optimizer, batch):
-    """What two steps compute and change: {name: (before, after)}. All is restored."""
-    before = {name: tensor.detach().clone() for name, tensor in named_state(model, optimizer).items()}
-    with unchanged(model, optimizer):
-        points = [step(model, optimizer, batch) for _ in range(2)]
-        after = {name: tensor.detach().clone() for name, tensor in named_state(model, optimizer).items()}
+    """What two steps compute and change: {name: (before, after)}. Then everything is as before them."""
+
+    def copies():
+        return {name: tensor.detach().clone() for name, tensor in named_state(model, optimizer).items()}
+
+    before, tensors, stateful = copies(), named_state(model, optimizer), set(optimizer.state)
+    try:
+        with kept_random_state():
+            points = [step(model, optimizer, batch) for _ in range(2)]
+        after = copies()
+    finally:
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(before[name])
+        for p in set(optimizer.state) - stateful:  # state that the optimizer has made in its first step
+            del optimizer.state[p]
     for t, point in enumerate(points, 1):
         after |= {f"{tag} of step {t}": value for tag, value in point.items()}
     return {name: (before.get(name, torch.zeros_like(tensor)), tensor) for name, tensor in after.items()}
-
-
-@contextlib.contextmanager
-def unchanged(model, optimizer):
-    """After the block, the model, the optimizer and the random numbers are as before it."""
-    before, stateful = named_state(model, optimizer), set(optimizer.state)
-    values = [tensor.detach().clone() for tensor in before.values()]
-    try:
-        with kept_random_state():
-            yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(before.values(), values, strict=True):
-                tensor.copy_(value)
-        for p in set(optimizer.state) - stateful:  # state that the optimizer has made in its first step
-            del optimizer.state[p]
 
 
 def compare(found, expected):

@@ -188,3 +188,7 @@ def scatter(points, labels, classes):
         pen.rectangle([8, 8 + 11 * c, 16, 16 + 11 * c], colour)
         pen.text((20, 6 + 11 * c), str(c), "black")
     return Picture(np.array(picture), "posterior means of the test images, coloured by class")
+
+
+def curves(history):
+    return Picture(np.zeros((10, 10, 3), np.uint8), "")

@@ -1,7 +1,6 @@
-"""The precision of matrix products: float32, or for a training with --precision bfloat16 factors rounded to that.
+"""The precision of matrix products: float32, or in a training with --precision bfloat16 factors rounded to that.
 
 Their sums, and everything between two products, are in float32 (the mixture of the GMVAE in float64) in both.
-Evaluation is in float32.
 """
 
 import functools
@@ -10,40 +9,35 @@ from contextlib import contextmanager
 import torch
 from torch.overrides import TorchFunctionMode
 
-PRECISIONS = ("float32", "bfloat16")
-FLOAT32 = 1e-6  # a product with a smaller relative error has the accuracy of float32
 
-
-@functools.cache
-def relative_error(setting):
-    """The relative error of a product of float32 matrices on the CPU, against float64 (Frobenius norm).
-
-    setting: of torch.set_float32_matmul_precision.
-    """
-    random = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(512, 512, generator=random) for _ in range(2))
-    exact, before = a.double() @ b.double(), torch.get_float32_matmul_precision()
+@contextmanager
+def library(setting):
+    """In the block: the setting of torch.set_float32_matmul_precision, which on a CPU chooses the library."""
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(setting)
     try:
-        return ((a @ b - exact).norm() / exact.norm()).item()
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-@contextmanager
+@functools.cache
+def one_dnn_is_float32():
+    """Is the relative error of oneDNN's products of float32 matrices below 1e-6? (Frobenius norm, against float64.)"""
+    random = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(512, 512, generator=random) for _ in range(2))
+    exact = a.double() @ b.double()
+    with library("medium"):
+        return ((a @ b - exact).norm() / exact.norm()).item() < 1e-6
+
+
 def float32_products(device):
     """In the block: products of float32 matrices by PyTorch's fastest library that has the accuracy of float32.
 
     On a CPU "medium" stands for oneDNN. It computes in float32, faster than MKL, except on CPUs that have a matrix unit
     for bfloat16. So its error is measured.
     """
-    exact = device.type == "cpu" and relative_error("medium") < FLOAT32
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if exact else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    return library("medium" if device.type == "cpu" and one_dnn_is_float32() else "highest")
 
 
 class Float32Results(TorchFunctionMode):
@@ -51,16 +45,14 @@ class Float32Results(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        return tuple(map(self.as_float32, result)) if type(result) is tuple else self.as_float32(result)
-
-    @staticmethod
-    def as_float32(result):
-        return result.float() if getattr(result, "dtype", None) == torch.bfloat16 else result
+        several = result if type(result) is tuple else (result,)
+        several = tuple(r.float() if getattr(r, "dtype", None) == torch.bfloat16 else r for r in several)
+        return several if type(result) is tuple else several[0]
 
 
 @contextmanager
 def training_precision(model, precision):
-    """In the block: model.loss with products in this precision, one of PRECISIONS."""
+    """In the block: model.loss with products in this precision, 'float32' or 'bfloat16'."""
     device = next(model.parameters()).device
     with float32_products(device):
         if precision == "float32":

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 
-from codebase import processes
 from codebase.data import glyphs, mnist, npz, svhn
 from codebase.data.batches import (
     Batches,
@@ -101,8 +100,7 @@ def load(dataset, data_dir="data", usual="mnist", split="extra"):
         raise InputError(f"--dataset {dataset}: the choices are auto, mnist, svhn, glyphs, or a path of an .npz file.")
     name = usual if dataset == "auto" else dataset
     try:
-        with processes.first_process_first():  # the first process downloads missing files
-            return Data(*(mnist.read(folder) if name == "mnist" else svhn.read(folder, split)))
+        return Data(*(mnist.read(folder) if name == "mnist" else svhn.read(folder, split)))
     except DownloadError as error:
         if dataset != "auto":
             raise

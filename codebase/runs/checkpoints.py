@@ -9,7 +9,6 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -21,17 +20,18 @@ from codebase.runs.files import write_atomically
 SKIPPED = {"y_prior", "x_v"}  # constants in some versions of the homework's files; no model here needs them
 
 
+class Progress(NamedTuple):
+    """How far a run is: its step, the seconds spent on training, and its curves so far, {tag: {step: value}}."""
+
+    step: int
+    seconds: float
+    curves: dict
+
+
 def steps(folder):
     """The steps of a run's checkpoints, ascending."""
     names = [re.fullmatch(r"model-(\d{5,})\.pt", path.name) for path in Path(folder).glob("model-*.pt")]
     return sorted(int(name[1]) for name in names if name)
-
-
-def other_runs(folder, model, number):
-    """In words, the runs of the same model and number with other flags: the user may mean one of them."""
-    runs = Path(folder).parent.glob(f"model={model}_*run={number:04d}")
-    names = sorted(path.name for path in runs if steps(path))
-    return f" (there is {', '.join(names)})" if names else ""
 
 
 def weights_path(folder, step):
@@ -42,17 +42,6 @@ def state_path(folder):
     return Path(folder) / "training.pt"
 
 
-class Progress(NamedTuple):
-    """How far a run is: its step, the seconds spent on training, and the points of its curves at that step.
-
-    The curves are None if an older version has saved it.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    curves: dict = MappingProxyType({})
-
-
 def save(folder, progress, model, optimizer, experiment):
     """Save the weights, then the training state.
 
@@ -60,24 +49,23 @@ def save(folder, progress, model, optimizer, experiment):
     """
     weights = model.state_dict()
     write_atomically(weights_path(folder, progress.step), lambda file: torch.save(weights, file))
-    held = {"optimizer": optimizer.state_dict(), "random": random_state(), "flags": experiment}
-    state = {"step": progress.step, "seconds": progress.seconds, "curves": dict(progress.curves), "weights": weights}
-    write_atomically(state_path(folder), lambda file: torch.save(state | held, file))
+    state = {"weights": weights, "optimizer": optimizer.state_dict(), "random": random_state(), "flags": experiment}
+    write_atomically(state_path(folder), lambda file: torch.save(state | progress._asdict(), file))
 
 
 def prune(folder, step, keep, iter_save):
     """Delete the checkpoints before `step`, except the newest `keep` of those every iter_save steps."""
-    done = [each for each in steps(folder) if each <= step]
-    kept = {step, *[each for each in done if each % iter_save == 0][-keep:]}
+    done = [each for each in steps(folder) if each < step]
+    kept = [each for each in [*done, step] if each % iter_save == 0][-keep:]
     for each in done:
         if each not in kept:
-            weights_path(folder, each).unlink()
+            weights_path(folder, each).unlink(missing_ok=True)
 
 
 def read(path):
     """The contents of a torch.save file, on the CPU. InputError if it cannot be read without executing code in it."""
-    if not Path(path).exists():
-        raise InputError(f"{path} does not exist.")
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path}.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickles, which are refused or harmless
@@ -85,10 +73,8 @@ def read(path):
                 with zipfile.ZipFile(path) as archive:
                     damaged = archive.testzip()
                     folders = [each.filename for each in archive.infolist() if each.external_attr & 0x10]
-                if damaged:
-                    raise ValueError(f"the checksum of {damaged} is wrong")
-                if folders:  # PyTorch would leave these tensors unread, with whatever is in their memory
-                    raise ValueError(f"{folders[0]} is marked as a folder")
+                if damaged or folders:  # of what is marked as a folder, PyTorch would leave the tensor unread
+                    raise ValueError(f"{damaged or folders[0]} is damaged")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # PyTorch's own message says how to read the file unsafely
         call = re.search(r"GLOBAL (\S+)", str(error))
@@ -146,7 +132,11 @@ def resume(folder, model, optimizer, experiment):
         fill(model, state["weights"], path)
         optimizer.load_state_dict(state["optimizer"])
         set_random_state(state["random"])
-        curves = {str(tag): float(value) for tag, value in state["curves"].items()} if "curves" in state else None
+        curves = {  # older versions saved the points of one step
+            str(tag): {int(step): float(value) for step, value in points.items()}
+            for tag, points in state.get("curves", {}).items()
+            if isinstance(points, dict)
+        }
         return Progress(int(state["step"]), float(state["seconds"]), curves)
     except InputError:
         raise

@@ -11,74 +11,69 @@ from codebase.errors import InputError, NonFiniteError
 from codebase.precision import training_precision
 from codebase.random_state import kept_random_state
 from codebase.runs import checkpoints, files
-from codebase.runs.results import log_hparams, looked_at, read_results, show, write_results
-from codebase.runs.signals import catch_signals, should_stop
-from codebase.runs.tensorboard import ELBO_CURVES, EventFile
+from codebase.runs.results import looked_at, read_results, show, write_results
+from codebase.runs.signals import catch_signals, stopped_by
+from codebase.runs.tensorboard import EventFile
 from codebase.train import check_loss, check_weights, learning_rate, set_rate, updates, values_of
 
 LOG_EVERY = 100  # steps between two points of the training's curves; each needs a synchronisation with the device
-HELD_OUT_EVERY = 10  # the training images between two points of the held-out curves, as a multiple of their images
+HELD_OUT = ("test", "train", "validation")  # the splits whose negative ELBO is a curve
+HELD_OUT_EVERY = 10  # the training images between two points of these curves, as a multiple of their images
+COMPILED_FROM = 10_000  # compiling the step takes as long as it saves in about this many steps
 
 
 def train_or_load(run, model, batches, splits, look):
     """Train the model, or with --train 0 load its weights. If there are several processes, all call this function.
 
     batches[t]: the training batch after t steps, a tuple of tensors. splits: as data.binary_splits returns them; the
-    negative ELBO of those in ELBO_CURVES is a curve. look(model): {name: Picture or number}, called in evaluation mode
-    at step 0, at each checkpoint after it is saved, and after loading. A picture becomes <name>.png, and is shown in
+    negative ELBO of those in HELD_OUT is a curve. look(model): {name: Picture or number}, called in evaluation mode at
+    step 0, at each checkpoint after it is saved, and after loading. A picture becomes <name>.png, and is shown in
     TensorBoard. A number, a float or an Estimate, is a curve; the last one is printed, and kept in results.json.
     """
     model.to(run.device)
     if run.start == "loaded":
         load(run, model)
-        show(run, None, run.record.get("step", 0), {}, looked_at(model, look))
+        show(run, None, run.record.get("step", 0), looked_at(model, look))
     else:
         train_run(run, model, batches, splits, look)
 
 
 def train_run(run, model, batches, splits, look):
     """The course of a training. All processes compute everything; only the first one writes."""
-    flags, first = run.flags, processes.rank() == 0
+    flags = run.flags
     optimizer = run.optimizer(model.parameters(), flags.lr)
     batches = processes.OwnRows(batches, flags.seed)
-    held_out = {tag: splits[name] for tag, name in ELBO_CURVES.items() if name in splits}
+    held_out = {name: split for name, split in splits.items() if name in HELD_OUT}
     held_out_every = max(1, HELD_OUT_EVERY * sum(len(x) for x, *_ in held_out.values()) // flags.batch_size)
     rate = learning_rate(flags.lr, flags.lr_schedule, flags.iter_max, len(run.data.x_train) // flags.batch_size)
 
-    if run.start == "resumed":
-        start, shown = resume(run, model, optimizer, look)
-    else:  # the model is looked at before anything is deleted or written
-        processes.copy_from_first([*model.parameters(), *model.buffers()])
-        check_loss(model, batches)
-        try_bounds(model, splits)
-        curves = {}
-        with contextlib.suppress(NonFiniteError):  # the training may make them finite
-            curves = nelbos(model, held_out)
-        start, shown = checkpoints.Progress(curves=curves), looked_at(model, look)
+    start = resume(run, model, optimizer) if run.start == "resumed" else begin(model, batches, held_out)
+    run.curves = start.curves
+    shown = looked_at(model, look)  # before anything is deleted or written
     prepare_folders(run)
     step, seconds = start.step, 0.0
-    log_hparams(run)
 
     with (
-        logged(run, first_step=step + (shown is None)) as writer,
+        contextlib.closing(EventFile(run.logs, step)) as writer,
         training_precision(model, flags.precision),
         catch_signals() as signals,
     ):
-        if shown is not None:
-            show(run, writer, step, start.curves, shown)
+        if step == 0:
+            writer.add_flags({"model": run.model} | run.record["experiment"])
+        show(run, writer, step, shown)  # again if the run was resumed: it may have ended before it was shown
         training_step = faster_step(run, model, optimizer, batches, step)
         if rate is not None:
             set_rate(optimizer, rate(step))
         points = []  # the loss and its terms at each step since the last check, on the device
         steps = updates(model, batches, range(step, flags.iter_max), optimizer, training_step)
-        hidden = step >= flags.iter_max or processes.torchrun_rank_and_size()[0] > 0
+        hidden = step >= flags.iter_max or processes.launched() > 0
         bar = tqdm(steps, total=flags.iter_max, initial=step, mininterval=0.5, unit="it", disable=hidden)
         began = time.monotonic()
         for step, point in bar:
             points.append(point)
             if rate is not None:
                 set_rate(optimizer, rate(step))
-            stopping, last = should_stop(signals, step), step == flags.iter_max
+            stopping, last = stopped_by(signals, step), step == flags.iter_max
             saving = step % flags.iter_save == 0 or last or stopping
             logging = step % LOG_EVERY == 0 or last
             evaluating = bool(held_out) and (step % held_out_every == 0 or last)
@@ -88,42 +83,56 @@ def train_run(run, model, batches, splits, look):
             values = {tag: of_steps[-1] for tag, of_steps in values_of(points, step).items()}
             points.clear()
             bar.set_postfix(loss=f"{values['train/loss']:.2f}", refresh=False)
-            curves, shown = values if logging else {}, None
+            curves = values if logging else {}
             if saving or evaluating:
                 processes.copy_from_first(model.buffers())  # e.g. BatchNorm's: all evaluate the same model
             if evaluating:
                 curves = curves | nelbos(model, held_out)
+            for tag, value in curves.items():
+                run.curves.setdefault(tag, {})[step] = value
             seconds = time.monotonic() - began
             if saving:
                 check_weights(model, optimizer, step)
-                if first:
-                    writer.flush()  # a resumed run does not log the steps before its checkpoint again
-                    now = checkpoints.Progress(step, start.seconds + seconds, curves)
-                    checkpoints.save(run.checkpoints, now, model, optimizer, flags.experiment(run.data))
-                    if flags.keep:
-                        checkpoints.prune(run.checkpoints, step, flags.keep, flags.iter_save)
-                shown = looked_at(model, look)
-            show(run, writer, step, curves, shown)
+                writer.flush()  # a resumed run does not log the steps before its checkpoint again
+                now = checkpoints.Progress(step, start.seconds + seconds, run.curves)
+                checkpoints.save(run.checkpoints, now, model, optimizer, flags.experiment(run.data))
+                if flags.keep:
+                    checkpoints.prune(run.checkpoints, step, flags.keep, flags.iter_save)
+            show(run, writer, step, looked_at(model, look) if saving else {})
             if stopping:
                 break
 
-    finish(run, start, step, seconds, signals)
+    finish(run, start, step, seconds, stopping if step > start.step else 0)
 
 
-def resume(run, model, optimizer, look):
-    """Restore the run's last save. Returns its Progress, and what the model looks like; None if that is shown already.
+def begin(model, batches, held_out):
+    """The Progress of a new run. An error of the model comes here, instead of after hours."""
+    check_loss(model, batches)
+    curves = {}
+    with contextlib.suppress(NonFiniteError):  # the training may make them finite
+        curves = {tag: {0: value} for tag, value in nelbos(model, held_out).items()}
+        for split in held_out.values():  # what only the report needs, on two images
+            evaluate.iwae(model, tuple(rows[:2] for rows in split), [2])
+    return checkpoints.Progress(0, 0.0, curves)
 
-    It is not shown if the process was killed after it had saved. It is shown again if there is nothing left to train.
-    """
+
+def nelbos(model, held_out):
+    """The points of the held-out curves, {tag: the negative ELBO of a split}, from one draw of z for each image."""
+    return {
+        f"eval/nelbo_{name}": evaluate.elbo(model, split, samples=1)["nelbo"].mean for name, split in held_out.items()
+    }
+
+
+def resume(run, model, optimizer):
+    """Restore the run's last save. Returns its Progress."""
     start = checkpoints.resume(run.checkpoints, model, optimizer, run.flags.experiment(run.data))
     print(f"resuming after step {start.step:,}", flush=True)
-    results, finished = read_results(run, start.step), start.step >= run.flags.iter_max
-    run.record.update(results if finished else {"trained": results.get("trained", {})})
-    unseen = start.curves is not None and (finished or results.get("shown") != start.step)
-    return start, looked_at(model, look) if processes.maximum(int(unseen)) else None
+    results = read_results(run, start.step)
+    run.record |= results if start.step >= run.flags.iter_max else {"trained": results.get("trained", {})}
+    return start
 
 
-def finish(run, start, step, seconds, signals):
+def finish(run, start, step, seconds, stopping):
     """Say how the training has ended, here and in results.json. If a signal has ended it, the process ends, too."""
     run.record["step"] = step
     now, before = run.record["evaluated"], run.record.get("trained", {})
@@ -135,49 +144,21 @@ def finish(run, start, step, seconds, signals):
         print(f"trained {done:,} steps in {seconds:.0f} s, {done / seconds:.0f} a second", flush=True)
     else:
         print(f"nothing to train: this run is already at step {step:,}; a larger --iter_max trains longer", flush=True)
-    if signals:
+    if stopping:
         again = "--resume 1" if run.flags.replicates == 1 else "the same command"
         again += " without --overwrite 1" if run.flags.overwrite else ""
         print(f"stopped after step {step:,}, which is saved: {again} resumes it, --train 0 evaluates it.", flush=True)
-        sys.exit(128 + signals[0])
-
-
-@contextlib.contextmanager
-def logged(run, first_step):
-    """In the block: the EventFile of the run, for what is logged from this step on; None if another process has it."""
-    if processes.rank() > 0:
-        yield None
-        return
-    with contextlib.closing(EventFile(run.logs, first_step)) as writer:
-        if first_step == 0:
-            writer.add_start(run.flags.values())
-        yield writer
-
-
-def try_bounds(model, splits):
-    """Compute what only the report needs on two images, so that an error in it comes before the training."""
-    for split in splits.values():
-        two = tuple(rows[:2] for rows in split)
-        with contextlib.suppress(NonFiniteError):
-            evaluate.iwae(model, two, [2])
-        evaluate.latent_units(model, two)
-
-
-def nelbos(model, held_out):
-    """The points of the held-out curves, {tag: the negative ELBO of a split}, from one draw of z for each image."""
-    return {tag: evaluate.elbo(model, split, samples=1)["nelbo"].mean for tag, split in held_out.items()}
+        sys.exit(128 + stopping)
 
 
 def prepare_folders(run):
-    """Make what is missing, and delete what must not stay; all of it with --overwrite 1. For the first process."""
-    if processes.rank() > 0:
-        return
+    """Make what is missing, and delete what must not stay; all of it with --overwrite 1."""
     run.logs.mkdir(parents=True, exist_ok=True)
     for folder in (run.checkpoints, run.logs):
         files.clear(folder, ".*.tmp")  # left by a process that was killed while it wrote
     if run.flags.overwrite:
-        # Deleted first, so that an interrupted --overwrite cannot be resumed.
-        checkpoints.state_path(run.checkpoints).unlink(missing_ok=True)
+        # training.pt is deleted first, so that an interrupted --overwrite cannot be resumed.
+        files.clear(run.checkpoints, "training.pt")
         files.clear(run.logs)
         files.clear(run.checkpoints)
     if run.start == "new":
@@ -192,8 +173,8 @@ def faster_step(run, model, optimizer, batches, start):
     --fast auto depends on --iter_max, not on the remaining steps: a resumed run does the same as an uninterrupted one.
     """
     flags = run.flags
-    wanted = flags.fast == "1" or (flags.fast == "auto" and fast.worth_compiling(run.device, flags.iter_max))
-    if not wanted or start >= flags.iter_max:
+    saves_time = run.device.type in ("cpu", "cuda") and flags.iter_max >= COMPILED_FROM
+    if flags.fast == "0" or (flags.fast == "auto" and not saves_time) or start >= flags.iter_max:
         return run.step
     print("update       compiling the training step, up to half a minute (not with --fast 0)", flush=True)
     with kept_random_state():
@@ -208,13 +189,14 @@ def load(run, model):
     path = run.flags.checkpoint
     if path is None:
         done = checkpoints.steps(run.checkpoints)
-        step = run.flags.step or processes.maximum(done[-1] if done else 0)  # others may be writing files
+        step = run.flags.step or max(processes.gather([done[-1] if done else 0]))  # others may be writing files
         if step not in done:
-            others = checkpoints.other_runs(run.checkpoints, run.model, run.flags.run)
-            there = f"there are steps {', '.join(map(str, done))}" if done else f"train first{others}"
+            others = sorted(each.name for each in run.checkpoints.parent.glob(f"model={run.model}_*"))
+            first = f"train first (there is {', '.join(others) or 'no other run of this model'})"
+            there = f"there are steps {', '.join(map(str, done))}" if done else first
             raise InputError(f"{run.checkpoints} has no model-{f'{step:05d}' if step else '*'}.pt: {there}.")
         path = checkpoints.weights_path(run.checkpoints, step)
         run.record["step"] = step
     checkpoints.load_weights(model, path)
     print(f"loaded       {path}", flush=True)
-    run.record.update(read_results(run, run.record.get("step")))
+    run.record |= read_results(run, run.record.get("step"))

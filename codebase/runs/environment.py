@@ -3,6 +3,7 @@
 import datetime
 import functools
 import hashlib
+import os
 import platform
 import subprocess
 import sys
@@ -21,8 +22,8 @@ def choose_device(wanted):
     kind = next(kind for kind in there if there[kind]) if wanted == "auto" else wanted
     if not there[kind]:
         raise InputError(f"--device {kind}: PyTorch {torch.__version__} finds no such device; try --device auto.")
-    if kind == "cuda":
-        processes.use_own_gpu()
+    if kind == "cuda":  # each of torchrun's processes has its own GPU, if there are enough
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     what = torch.cuda.get_device_name() if kind == "cuda" else f"{torch.get_num_threads()} threads"
     why = "as requested" if wanted != "auto" else "PyTorch finds no GPU" if kind == "cpu" else "the fastest here"
     several = f"; {processes.size()} processes" if processes.size() > 1 else ""
@@ -55,9 +56,8 @@ def git_commit():
 @functools.cache  # the files may change while the process runs
 def code_digest():
     """A digest of the code of this process: of the package, and of the script that was started."""
-    files = sorted(Path(__file__).parent.parent.rglob("*.py"))
-    script = Path(sys.argv[0])
-    digest = hashlib.sha256()
-    for path in [*files, *([script] if script.suffix == ".py" and script.is_file() else [])]:
-        digest.update(path.read_bytes())
+    digest, script = hashlib.sha256(), Path(sys.argv[0])
+    for path in [*sorted(Path(__file__).parent.parent.rglob("*.py")), *([script] if script.suffix == ".py" else [])]:
+        if path.is_file():  # an editor's link to nowhere is no code
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Atomic writing of files, and locks: one process at a time uses a folder."""
+"""Atomic writing of files, and locks: one process at a time uses a folder. Only the process of rank 0 writes."""
 
 import contextlib
 import io
@@ -10,6 +10,10 @@ from filelock import FileLock, Timeout
 
 from codebase import processes
 from codebase.errors import InputError
+
+
+class InUse(InputError):
+    """Another process trains in the folder."""
 
 
 @contextlib.contextmanager
@@ -25,7 +29,7 @@ def write_atomically(path, write):
     """Call write(file) with a binary file; what it writes becomes the file `path`, completely or not at all.
 
     It is written under another name, flushed to the disk, and renamed. OSError if that fails; an older file at `path`
-    is then still there. If several processes work on one run, only the first one writes.
+    is then still there.
     """
     if processes.rank() > 0:
         return
@@ -50,16 +54,19 @@ def write_atomically(path, write):
 
 @contextlib.contextmanager
 def locked(folder):
-    """In the block: only this process may train in the folder, which is made if missing. InputError if it is in use.
+    """In the block: only this process may train in the folder, which is made if missing. InUse if another one does.
 
     The operating system frees the lock when a process ends, however it ends. A folder that is still empty is deleted.
     """
+    if processes.rank() > 0:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise InputError(f"{folder} is in use by another process. Stop that one, or give another --run.") from error
+        raise InUse(f"{folder} is in use by another process. Stop that one, or give another --run.") from error
     except NotImplementedError:
         print(f"{folder} is on a file system without locks: make sure that no other process trains this run")
     try:
@@ -74,6 +81,6 @@ def locked(folder):
 
 def clear(folder, what="*"):
     """Delete what is in a folder, except its lock."""
-    for path in Path(folder).glob(what):
+    for path in Path(folder).glob(what) if processes.rank() == 0 else ():
         if path.name != ".lock":
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

@@ -6,54 +6,60 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from codebase import processes
 from codebase.errors import InputError, NonFiniteError
 from codebase.runs import tables
-from codebase.runs.flags import parse_flags, replicates
+from codebase.runs.files import InUse
+from codebase.runs.flags import parse_flags
 from codebase.runs.run import execute, open_run
 
 
 class IgnoringWriteErrors:
-    """A text stream that ignores write errors, so that a closed pipe or terminal does not stop the training."""
+    """A text stream that a closed pipe or terminal turns into one to nowhere, instead of stopping the training."""
 
     def __init__(self, stream):
         self.stream = stream or open(os.devnull, "w")  # noqa: SIM115  (Python has None for a stream that is closed)
         if hasattr(self.stream, "reconfigure"):  # a notebook's stream has no such method
             self.stream.reconfigure(errors="backslashreplace")  # for characters that the terminal does not have
 
-    def write(self, text):
-        with contextlib.suppress(OSError):
-            self.stream.write(text)
+    def write(self, text, write=True):
+        try:
+            self.stream.write(text) if write else self.stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
     def flush(self):
-        try:
-            self.stream.flush()
-        except OSError:  # otherwise the rest of its buffer would cause an error when Python ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        self.write("", write=False)
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
 
 
-def run_main(model, main, own_flags, description, usual_data="mnist"):
+def run_main(model, main, own_flags, description, usual_data="mnist", **defaults):
     """Call main(run) as a script, once for each of the --replicates; then print their table.
 
     model: its name, such as 'vae'; the others as in flags.parse_flags and run.open_run. An error that the user can
     correct ends the script with a sentence and exit code 2, Ctrl-C with 130.
     """
-    this, several = processes.torchrun_rank_and_size()
-    out = IgnoringWriteErrors(sys.stdout if this == 0 else None)  # only the first process prints
+    this = processes.launched()
+    out = IgnoringWriteErrors(sys.stdout if this == 0 else None)  # of torchrun's processes only the first one prints
     err = IgnoringWriteErrors(sys.stderr)
 
     def fail(error, code):
-        process = f" (process {this})" if several > 1 else ""
+        process = f" (process {this})" if this else ""
         print(f"{Path(sys.argv[0]).name}{process}: error: {error}", file=err)
         sys.exit(code)
 
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            run_all(model, main, parse_flags(description, own_flags), usual_data)
+            flags = parse_flags(description, own_flags, **defaults)
+            if flags.replicates > 1:
+                run_series(model, main, flags, usual_data)
+            else:
+                with processes.on_one_run(flags.device):
+                    execute(open_run(model, flags, usual_data), main)
         except (InputError, OSError) as error:
             fail(error, 2)
         except NonFiniteError as error:
@@ -61,35 +67,37 @@ def run_main(model, main, own_flags, description, usual_data="mnist"):
         except KeyboardInterrupt:
             sys.exit(130)
         except (MemoryError, RuntimeError) as error:
-            if processes.has_another_ended(error):
+            if isinstance(error, dist.DistError) or (processes.size() > 1 and "gloo" in str(error)):
                 fail(f"another process of this run has ended ({str(error).splitlines()[0]})", 1)
-            if not is_out_of_memory(error):
-                raise
-            fail("there is not enough memory: use smaller numbers in the flags.", 2)
+            # On a CPU, PyTorch raises a RuntimeError that only its text identifies.
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+                fail("there is not enough memory: use smaller numbers in the flags.", 2)
+            raise
         finally:
             out.flush(), err.flush()
 
 
-def is_out_of_memory(error):
-    """Did an allocation fail? On a CPU, PyTorch then raises a RuntimeError that only its text identifies."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+def run_series(model, main, flags, usual_data):
+    """Call main(run) for each of the --replicates that is neither finished nor trained by another process.
 
-
-def run_all(model, main, flags, usual_data):
-    """Call main(run). With --replicates, the processes share the calls, one for each run; then print their table."""
-    if flags.replicates == 1:
-        with processes.data_parallel(flags.device):
-            execute(open_run(model, flags, usual_data), main)
-        return
-    this, several = processes.torchrun_rank_and_size()
-    flags_of = list(replicates(flags))
-
-    def replicate(i):
-        by = f", by process {this}" if several > 1 else ""
-        print(f"\nreplicate {i + 1} of {flags.replicates}{by}", file=sys.stderr if this else sys.stdout, flush=True)
-        run = open_run(model, flags_of[i], usual_data)
-        execute(run, main)
-        return str(run.logs)
-
-    if logs := processes.share_out(replicate, flags.replicates):
-        print(f"\n{tables.report(*tables.read(logs))}")
+    Those are tried again until all of the rest are trained elsewhere. When all are finished, print their table.
+    """
+    here = sys.stderr if processes.launched() else sys.stdout
+    waiting, folders = range(flags.replicates), {}
+    while waiting:
+        locked = []
+        for i in waiting:
+            print(f"\nreplicate {i + 1} of {flags.replicates}", file=here, flush=True)
+            run = open_run(model, flags.of_run(i), usual_data)
+            folders[i] = run.logs
+            try:
+                execute(run, main)
+            except InUse:
+                print("another process trains this run", flush=True)
+                locked.append(i)
+        if len(locked) == len(waiting):
+            names = ", ".join(folders[i].name for i in locked)
+            print(f"\nstill trained by other processes: {names}. The same command later prints the table.", file=here)
+            return
+        waiting = locked
+    print(f"\n{tables.report(*tables.read(folders.values()))}", file=here)

@@ -7,30 +7,25 @@ import re
 
 from PIL import Image
 
-from codebase import evaluate, processes
+from codebase import evaluate, pictures
 from codebase.errors import InputError, NonFiniteError
 from codebase.pictures import Picture
 from codebase.runs.files import write_atomically
-from codebase.runs.tables import markdown, means, printed_name
-from codebase.runs.tensorboard import write_hparams
+from codebase.runs.tables import means, printed_name
 
-TABLE_CLASSES = 30  # a confusion matrix with more classes is not printed
-TAKEN = (
-    r"^(train|gen|class|eval)/|(^|/)(nelbo|kl\w*|rec|iwae_\d+|ess|latent_units|confusion)$"  # names of other numbers
+TAKEN = (  # names of the loop's curves and of the report's numbers
+    r"^(train|gen|class|eval)/|^curves$|(^|/)(nelbo|kl\w*|rec|iwae_\d+|ess|latent_units|confusion)$"
 )
-LESS_IMPORTANT = r" (kl|kl_z|kl_y|rec|classifier_percent|iwae_\d{1,3})$"  # numbers that HPARAMS shows last
 
 
 def read_results(run, step):
-    """This run's results after `step` steps, from results.json; an empty dict if there are none."""
+    """This run's results.json, if it is of this step; an empty dict if it is not, absent or damaged."""
     try:
-        record = json.loads((run.logs / "results.json").read_text())
-        keys = ("flags", "experiment", "step", "shown", "trained", "complete", "results")
-        kept = {key: record[key] for key in keys if key in record}
-        means(kept["results"]), dict(kept.get("experiment", {}))  # raise an error if they hold something else
-        list(kept.get("trained", {}).get("code", []))
-        return kept if kept.get("step") == step else {}
-    except Exception:  # it may be absent, or damaged; then the numbers are computed again
+        record = json.loads((run.logs / "results.json").read_text(encoding="utf-8"))
+        means(record["results"]), dict(record["experiment"]), list(record.get("trained", {}).get("code", []))
+        del record["evaluated"]
+        return record if record["step"] == step else {}
+    except Exception:  # a damaged file can hold anything; its numbers are computed again
         return {}
 
 
@@ -65,70 +60,50 @@ def looked_at(model, look):
     for name, value in shown.items():
         if not isinstance(name, str) or re.search(TAKEN, name) or (isinstance(value, Picture) and "/" in name):
             raise InputError(f"`look` needs another name than {name!r}, which the report or the training uses itself.")
-        if isinstance(value, Picture):
-            continue
-        if not isinstance(value, evaluate.Estimate):
+        if not isinstance(value, (Picture, evaluate.Estimate)):
             try:
-                shown[name] = value = evaluate.Estimate(float(value), math.nan, 1)
+                shown[name] = evaluate.Estimate(float(value), math.nan, 1)
             except (TypeError, ValueError) as error:
-                what = type(value).__name__
-                raise InputError(
-                    f"{name} of `look` is {what}; it must be a Picture, a number or an Estimate."
-                ) from error
-        if not math.isfinite(value.mean):
-            raise NonFiniteError(f"{name} of `look` is {value.mean}.")
+                what = f"{name} of `look` is {type(value).__name__}"
+                raise InputError(f"{what}; it must be a Picture, a number or an Estimate.") from error
+        if isinstance(shown[name], evaluate.Estimate) and not math.isfinite(shown[name].mean):
+            raise NonFiniteError(f"{name} of `look` is {shown[name].mean}.")
     return shown
 
 
-def show(run, writer, step, curves, shown):
-    """Write the points {tag: value} of the curves, and what looked_at has returned; None if it was not called.
+def show(run, writer, step, shown):
+    """Write the points of run.curves at this step, and what looked_at has returned; {} if it was not called.
 
-    writer: an EventFile, or None. Only the first process writes.
+    writer: an EventFile, or None.
     """
-    if shown is not None:
-        run.numbers = {name: value for name, value in shown.items() if not isinstance(value, Picture)}
-    if processes.rank() > 0:
+    numbers = {name: value for name, value in shown.items() if not isinstance(value, Picture)}
+    for name, number in numbers.items():
+        run.curves.setdefault(name, {})[step] = number.mean
+    for tag, points in run.curves.items():
+        if writer is not None and step in points:
+            writer.add_scalar(tag, points[step], step)
+    if not shown:
         return
-    for name, picture in (shown or {}).items():
-        if name not in run.numbers:
-            png = io.BytesIO()
-            Image.fromarray(picture.pixels).save(png, format="png")
-            run.logs.mkdir(parents=True, exist_ok=True)
-            write_atomically(run.logs / f"{name}.png", lambda file, png=png: file.write(png.getvalue()))
+    run.numbers = numbers
+    run.logs.mkdir(parents=True, exist_ok=True)
+    for name, picture in shown.items():
+        if name not in numbers:
+            png = write_png(run, name, picture)
             if writer is not None:
-                writer.add_image(name, png.getvalue(), picture.pixels.shape, step, picture.legend)
+                writer.add_image(name, png, picture.pixels.shape, step, picture.legend)
     if writer is not None:
-        for tag, value in (curves | {name: number.mean for name, number in run.numbers.items() if shown}).items():
-            writer.add_scalar(tag, value, step)
-    if writer is not None and shown is not None:
         writer.flush()
-        run.record["step"] = run.record["shown"] = step
-        write_results(run)
-
-
-def complete(run):
-    """Write results.json with the numbers of the last look: the run is complete."""
-    for name, number in run.numbers.items():
-        *split, name = name.split("/", 1)
-        run.record["results"].setdefault("".join(split), {})[name] = number.record()
-    log_hparams(run, ended=True)
-    run.record["complete"] = True
+        write_png(run, "curves", pictures.curves(run.curves))
+    run.record["step"] = step
     write_results(run)
 
 
-def log_hparams(run, ended=False):
-    """What TensorBoard's tab HPARAMS shows: the flags of the experiment, and when the run has ended its numbers.
-
-    The tab has a column for every tag, in alphabetical order, and shows the first five until others are selected.
-    """
-    if processes.rank() > 0:
-        return
-    numbers = {
-        f"{'final_more' if re.search(LESS_IMPORTANT, name) else 'final'}/{name}": mean
-        for name, mean in means(run.record["results"]).items()
-    }
-    flags = {"model": run.model} | run.record["experiment"]
-    write_hparams(run.logs / "final", run.record.get("step", 0), flags, numbers if ended else None)
+def write_png(run, name, picture):
+    """Write a Picture to logs/<run>/<name>.png. Returns the contents of the file."""
+    png = io.BytesIO()
+    Image.fromarray(picture.pixels).save(png, format="png")
+    write_atomically(run.logs / f"{name}.png", lambda file: file.write(png.getvalue()))
+    return png.getvalue()
 
 
 def report(run, model, splits, bits=False):
@@ -138,18 +113,19 @@ def report(run, model, splits, bits=False):
     The ELBO always; the IWAE bounds with --train 0 or 2, on the whole test set only with --full 1. bits: also in bits
     per dimension, for models of 8-bit images; of a density, those of the images with noise (evaluate.dequantised).
     """
-
-    def in_bits(nats):
-        return evaluate.bits_per_dimension(nats, run.data.x_dim, model.is_density)
-
-    def keep(split, estimates, ending=""):
-        add_results(run, split, **{f"{name}{ending}": value.record() for name, value in estimates.items()})
-
     whose = {
         "subset": "the homework's test subset" if run.data.name == "mnist" else "a fixed subset of the test set",
         "test": "the whole test set",
         "validation": "the validation images",
     }
+
+    def in_bits(estimates):
+        dimensions, is_density = run.data.x_dim, model.is_density
+        return {k: evaluate.bits_per_dimension(nats, dimensions, is_density) for k, nats in estimates.items()}
+
+    def keep(estimates, ending=""):
+        add_results(run, name, **{f"{number}{ending}": value.record() for number, value in estimates.items()})
+
     if splits:
         are_binary = all(((x == 0) | (x == 1)).all() for x, *_ in splits.values())
         binary = ", which are binarised once with a fixed seed" if are_binary else ""
@@ -160,30 +136,26 @@ def report(run, model, splits, bits=False):
         print(f"\n{run.data.name}, {whose.get(name, name)} ({len(split[0]):,} images)")
         terms = evaluate.elbo(model, split)
         print("  ".join(f"{printed_name(term)}: {value}" for term, value in terms.items()), flush=True)
-        keep(name, terms)
+        keep(terms)
         if bits:
             noisy = evaluate.elbo(model, split, noise=True) if model.is_density else terms
-            coded = {term: in_bits(noisy[term]) for term in ("nelbo", "rec") if term in noisy}
-            print(
-                f"Bits per dimension: {'  '.join(f'{printed_name(k)}: {b:.4f}' for k, b in coded.items())}", flush=True
-            )
-            keep(name, coded, "_bits")
+            coded = in_bits({"nelbo": noisy["nelbo"], "rec": noisy["rec"]})
+            print(f"Bits per dimension: NELBO: {coded['nelbo']:.4f}  Rec: {coded['rec']:.4f}", flush=True)
+            keep(coded, "_bits")
         units = evaluate.latent_units(model, split)
         print(f"Active latent units: {units['active']} of {units['units']}", flush=True)
         add_results(run, name, latent_units=units)
         if run.flags.train != 1 and (name == "subset" or run.flags.full):
             ms = run.flags.iw_eval
             bounds, ess = evaluate.iwae(model, split, ms)
-            coded = {}
-            if bits:
-                noisy = evaluate.iwae(model, split, ms, noise=True)[0] if model.is_density else bounds
-                coded = {m: in_bits(value) for m, value in noisy.items()}
+            noisy = evaluate.iwae(model, split, ms, noise=True)[0] if bits and model.is_density else bounds
+            coded = in_bits(noisy) if bits else {}
             for m, value in bounds.items():
                 more = f" ({coded[m]:.4f} bits per dimension)" if bits else ""
                 print(f"Negative {printed_name(f'iwae_{m}')}: {value}{more}")
             print(f"Relative effective sample size of {max(ms)} importance weights: {ess:.2%}", flush=True)
-            keep(name, {f"iwae_{m}": value for m, value in bounds.items()})
-            keep(name, {f"iwae_{m}": value for m, value in coded.items()}, "_bits")
+            keep({f"iwae_{m}": value for m, value in bounds.items()})
+            keep({f"iwae_{m}": value for m, value in coded.items()}, "_bits")
             add_results(run, name, ess=ess.record() | {"samples": max(ms)})
     if run.numbers:
         lines = (f"{printed_name(name.replace('/', ' '))}: {number}" for name, number in run.numbers.items())
@@ -192,19 +164,15 @@ def report(run, model, splits, bits=False):
 
 def report_confusion(run, model):
     """Print how the classifier q(y|x) classifies the test images, and save the counts in results.json."""
-    log_q = evaluate.classify(model, run.data.x_test)
-    counts = evaluate.accuracy(log_q, run.data.y_test)[1]
-    print(f"\nTest images by true class (row) and predicted class (column)\n{confusion_table(counts)}", flush=True)
+    counts = evaluate.accuracy(evaluate.classify(model, run.data.x_test), run.data.y_test)[1].cpu()
+    print(f"\nTest images by true class (row) and predicted class (column)\n{counts.numpy()}", flush=True)
     add_results(run, "test", confusion=counts.tolist())
 
 
-def confusion_table(counts):
-    """A confusion matrix (C, C) as a Markdown table, without the rows of classes that have no images.
-
-    If it has more than TABLE_CLASSES classes, a sentence instead.
-    """
-    if len(counts) > TABLE_CLASSES:
-        return f"({len(counts):,} classes: the table is in results.json)"
-    head = ["     ", *(f"{c:>5}" for c in range(len(counts)))]
-    rows = [[f"**{c}**", *(f"{n:>5}" for n in row)] for c, row in enumerate(counts.tolist()) if any(row)]
-    return markdown([head, *rows])
+def complete(run):
+    """Write results.json with the numbers of the last look: the run is complete."""
+    for name, number in run.numbers.items():
+        *split, name = name.split("/", 1)
+        run.record["results"].setdefault("".join(split), {})[name] = number.record()
+    run.record["complete"] = True
+    write_results(run)

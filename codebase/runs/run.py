@@ -31,6 +31,7 @@ class Run:
     logs: Path
     record: dict  # what results.json holds
     start: str = "new"  # or 'resumed', 'loaded', 'finished'; see how_it_starts
+    curves: dict = field(default_factory=dict)  # {tag: {step: value}}
     numbers: dict = field(default_factory=dict)  # {name: Estimate}, what `look` has returned last
     optimizer: object = Adam  # optimizer(parameters, lr)
     step: object = training_step  # as train.training_step
@@ -81,10 +82,8 @@ def open_run(model, flags, usual_data="mnist"):
 
 def execute(run, main):
     """Call main(run), which trains or loads it and reports. Meanwhile no other process can train this run."""
-    locked = run.flags.train and processes.rank() == 0
-    with files.locked(run.checkpoints) if locked else contextlib.nullcontext():
-        run.start = how_it_starts(run)
-        processes.wait()  # until all processes have looked into the folder
+    with files.locked(run.checkpoints) if run.flags.train else contextlib.nullcontext():
+        run.start = processes.gather([how_it_starts(run)])[0]  # when all processes have looked into the folder
         if run.start == "finished":
             print(f"already finished: {run.logs} has its results", flush=True)
             return
@@ -99,22 +98,17 @@ def how_it_starts(run):
     InputError if the flags do not fit what is in its folder.
     """
     flags, folder = run.flags, run.checkpoints
-    state = checkpoints.state_path(folder)
+    state, done = checkpoints.state_path(folder).exists(), checkpoints.steps(folder)
     if flags.train == 0:
         return "loaded"
-    if flags.overwrite:
+    if flags.overwrite or not (state or done):
         return "new"
     if flags.replicates > 1 and finished(run):
         return "finished"
-    if state.exists() and (flags.resume or flags.replicates > 1):
+    if state and (flags.resume or flags.replicates > 1):
         return "resumed"
-    if state.exists() or checkpoints.steps(folder):
-        what = f"{folder} already holds a run" if state.exists() else f"{folder} holds weights, but no training.pt"
-        raise InputError(
-            f"{what}. --resume 1 resumes a run that has a training.pt, --train 0 evaluates it, "
-            f"--run {flags.run + 1} trains another one, --overwrite 1 deletes it and starts again."
-        )
-    others = checkpoints.other_runs(folder, run.model, flags.run)
-    if flags.resume and others:
-        raise InputError(f"there is no {state} to resume{others}. Without --resume 1 a new run begins.")
-    return "new"
+    what = f"{folder} already holds a run" if state else f"{folder} holds weights, but no training.pt"
+    raise InputError(
+        f"{what}. --resume 1 resumes a run that has a training.pt, --train 0 evaluates it, "
+        f"--run {flags.run + 1} trains another one, --overwrite 1 deletes it and starts again."
+    )

@@ -13,12 +13,11 @@ def catch_signals():
     A second Ctrl-C raises KeyboardInterrupt. A signal that is already ignored, as SIGINT in a shell's background jobs,
     stays ignored.
     """
-    signals, own = [], []  # should_stop adds the signals of other processes to the first list
+    signals = []
 
     def note(number, frame):
-        if own and number == signal.SIGINT:
+        if signals and number == signal.SIGINT:
             raise KeyboardInterrupt
-        own.append(number)
         signals.append(number)
         print("\nfinishing and saving this step; a second Ctrl-C stops at once", flush=True)
 
@@ -31,14 +30,11 @@ def catch_signals():
             signal.signal(number, handler)
 
 
-def should_stop(signals, step):
-    """Should training stop after this step? signals: what this process has caught; those of the others are added.
+def stopped_by(signals, step):
+    """The signal after which training stops at this step, or 0: of this process or of another one.
 
     Several processes stop after the same step. They communicate only at every tenth step, because that takes time.
     """
-    if step % 10 and processes.size() > 1:
-        return False
-    number = processes.maximum(signals[0] if signals else 0)
-    if number and not signals:
-        signals.append(number)
-    return number > 0
+    if processes.size() == 1:
+        return signals[0] if signals else 0
+    return 0 if step % 10 else max(processes.gather(signals[:1] or [0]))
