@@ -58,36 +58,22 @@ weight = checked(number, lambda x: 0 <= x < math.inf, "a number, 0 or more")
 positive = checked(float, lambda x: 0 < x < math.inf, "a number above 0")
 sample_counts = checked(whole_numbers, lambda ns: ns[0] >= 1, "a list of whole numbers, 1 or more, such as 1,10,100")
 lr_schedule = checked(
-    schedule, lambda text: text[0] not in "-0", "one of constant, cosine, burda, and a list of steps such as 8000,16000"
+    schedule, lambda text: text[0] not in "-0", "constant, cosine, burda, or steps such as 8000,16000"
 )
 SWITCH = (0, 1)
 
 # For the models that can be trained on the IWAE bound.
 IW = Flag("iw", 1, size, "train on the IWAE bound with this many importance samples; 1: the ELBO", in_name="iw={:02d}")
 HIDDEN = Flag("hidden", 300, size, "units in each of the two hidden layers of the networks")
+DATASET = "mnist, svhn, glyphs, FILE.npz, or auto: the homework's, or else glyphs"
+LR_SCHEDULE = "constant, cosine, burda (Burda et al. 2016), or steps at which it is divided by 10: 8000,16000"
+PRECISION = "of matrix products in training; bfloat16 rounds their factors: faster where there is hardware for it"
 SHARED_FLAGS = [
-    Flag(
-        "dataset",
-        "auto",
-        str,
-        "mnist, svhn, glyphs, FILE.npz with x_train, y_train, x_test, y_test, or auto: the homework's, or else glyphs",
-        in_name="data={}",
-    ),
+    Flag("dataset", "auto", str, DATASET, in_name="data={}"),
     Flag("batch_size", 100, size, "images in a training step", in_name="batch={}"),
     Flag("lr", 1e-3, positive, "learning rate of Adam"),
-    Flag(
-        "lr_schedule",
-        "constant",
-        lr_schedule,
-        "constant, cosine (0 at --iter_max), burda (Burda et al. 2016), or steps that divide it by 10: 8000,16000",
-        in_name="schedule={}",
-    ),
-    Flag(
-        "precision",
-        "float32",
-        ("float32", "bfloat16"),
-        "of matrix products in training; bfloat16 rounds their factors, which is faster where there is hardware for it",
-    ),
+    Flag("lr_schedule", "constant", lr_schedule, LR_SCHEDULE, in_name="schedule={}"),
+    Flag("precision", "float32", ("float32", "bfloat16"), PRECISION),
     Flag("validation", 0, count, "hold out this many training images, the last ones, for choosing flags"),
     Flag("seed", None, count, "random seed (default: the number of the run)"),
     # The flags below may change when a run is resumed.
