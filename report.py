@@ -1,16 +1,13 @@
 """Tables of the runs under logs/, in Markdown: for each model, mean ± standard error over the runs by configuration.
 
-Commands:
-    python report.py                         print the tables
-    python report.py 'vae_*'                 only of the configurations whose names match this pattern
-    python report.py --by "test nelbo"       one table, a row for each configuration, best first by this number
-    python report.py --difference vae_z=10 vae_z=2
-                                             both, and second minus first, run by run
-    python report.py --csv FILE.csv          also write the numbers of every run to a file; -: print them instead
+python report.py                        print the tables
+python report.py 'vae_*'                only of the configurations whose names match this pattern
+python report.py --by "test nelbo"      one table, best first: the largest accuracy, or the smallest other number
+python report.py --difference A B       the configurations A and B, and B minus A, paired by seed
+python report.py --csv FILE.csv         a line for each run: its flags and its numbers; -: print them
 
-Runs of one seed see the same batches, and begin with the same weights if their networks have the same sizes. So
---difference compares runs of the same seed. Its standard error is that of the mean of these differences. A difference
-within two or three standard errors is not significant.
+Runs of one seed see the same batches, and begin with the same weights if their networks have the same sizes, so the
+mean of their differences is more precise. A difference within two or three standard errors is not significant.
 """
 
 import argparse
@@ -24,135 +21,88 @@ from pathlib import Path
 from codebase.errors import InputError
 from codebase.runs import tables
 
-NO_RUN = "there is no finished run under logs/{}; train one first."
+
+def sorted_table(configurations, wanted, reverse):
+    """A table sorted by a number, which is named as in the table or in results.json: 'test NELBO' or 'test nelbo'."""
+    numbers = dict.fromkeys(name for config in configurations for name in config["results"])
+    for number in numbers:
+        if wanted.lower() in (number.lower(), tables.printed_name(number).lower()):
+            return tables.table_by(tables.best_first(configurations, number, reverse), number)
+    raise InputError(f"there is no number {wanted!r}; there are {', '.join(numbers)}.")
 
 
-def parse_flags():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help="names of configurations: 'vae_*'")
-    parser.add_argument("--by", metavar="NUMBER", help="one table, sorted by this number, such as 'test nelbo'")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--difference", metavar=("A", "B"), nargs=2, help="configuration B minus A, paired by seed")
-    what.add_argument(
-        "--csv", metavar="FILE", help="also write every run's numbers to this file; -: print them instead"
-    )
-    flags = parser.parse_args()
-    if flags.by is not None and flags.difference:
-        parser.error("--by sorts all configurations and --difference compares two: give one of them")
-    flags.pattern = flags.pattern.removeprefix("model=")
-    flags.difference = [name.removeprefix("model=") for name in flags.difference or ()]
-    return flags
-
-
-def matching(folders, flags):
-    """Those of the runs' folders whose configurations are asked for. InputError if there are none."""
-    if not folders:
-        raise InputError(NO_RUN.format(""))
-    names = sorted({tables.configuration_name(folder.name) for folder in folders}, key=tables.natural_order)
-    wanted = [name for name in names if fnmatchcase(name, flags.pattern)]
-    if not wanted:
-        raise InputError(f"no configuration matches {flags.pattern!r}; there are {', '.join(names)}.")
-    for name in flags.difference:
-        if name not in wanted:
-            raise InputError(f"there is no configuration {name!r}; there are {', '.join(wanted)}.")
-    wanted = flags.difference or wanted
-    return [folder for folder in folders if tables.configuration_name(folder.name) in wanted]
-
-
-def the_only(configurations, name):
-    """The configuration of this name. InputError if several have it: runs of other steps, data or flags."""
-    found = [config for config in configurations if config["configuration"] == name]
-    if not found:
-        raise InputError(f"{name} has no finished run.")
-    if len(found) > 1:
-        rows = tables.differing(found)
-        each = (
-            f"runs {', '.join(map(str, config['runs']))}"
-            + (f" with {', '.join(f'{row} {tables.FIRST_ROWS[row](config)}' for row in rows)}" if rows else "")
-            for config in found
-        )
-        why = "" if rows else "; they differ in the flags that results.json holds under 'experiment'"
-        raise InputError(f"{len(found)} configurations are called {name}: {'; '.join(each)}{why}.")
-    return found[0]
-
-
-def difference_table(first, second):
-    """A table of the numbers of two configurations, and of second minus first, paired by seed.
-
-    Its first rows say in which of steps, data and precision they differ, and whether the runs of one of them differ in
-    torch or code. InputError if no seed is in both.
-    """
-    names = first["configuration"], second["configuration"]
-    if not set(first["seeds"]) & set(second["seeds"]):
-        raise InputError(f"{' and '.join(names)} have no seed in common.")
-    rows = [["", *names, "difference", "seeds in both"]]
-    for what in [*tables.differing([first, second]), *tables.mixed([first, second])]:
-        rows.append([what, *map(tables.FIRST_ROWS[what], (first, second)), "", ""])
+def difference_table(configurations, names):
+    """A table of the two configurations, and of second minus first, paired by seed."""
+    found = [config["configuration"] for config in configurations]
+    if sorted(found) != sorted(names):
+        there = f"there are {', '.join(found)}; --csv shows the flags of each"
+        raise InputError(f"--difference compares one configuration of each name; {there}.")
+    first, second = pair = sorted(configurations, key=lambda config: names.index(config["configuration"]))
+    differences = {}
     for name in first["results"]:
-        if name in second["results"]:
-            means = [tables.mean_and_error(config["results"][name], digits=3) for config in (first, second)]
-            try:
-                paired = tables.difference(second, first, name)
-                rows.append([tables.printed_name(name), *means, tables.mean_and_error(paired, digits=3), paired["n"]])
-            except ValueError:  # no seed has this number in both
-                rows.append([tables.printed_name(name), *means, "", 0])
-    return tables.markdown(rows)
+        try:
+            paired = tables.difference(second, first, name)
+        except (KeyError, ValueError):  # no seed has this number in both
+            continue
+        differences[tables.printed_name(name)] = [tables.mean_and_error(paired, digits=3), paired["n"]]
+    if not differences:
+        raise InputError(f"{' and '.join(names)} have no seed in common.")
+    head, *rows = tables.rows(pair)
+    rows = [[*row, *differences.get(row[0], ["", ""])] for row in rows]
+    return tables.markdown([[*head, "difference", "seeds in both"], *rows])
 
 
 def csv_text(configurations):
-    """The numbers of every run as CSV, each in its own line; in nats, not in bits per dimension."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")  # it writes floats with all digits, as repr does
-    writer.writerow(["configuration", "step", "data", "run", "seed", "split", "number", "value"])
+    """The numbers of every run, in nats, as CSV with a line for each run and a column for each flag and number."""
+    lines = []
     for config in configurations:
+        about = {key: config[key] for key in ("configuration", "step", "data")}
         for i, (run, seed) in enumerate(zip(config["runs"], config["seeds"], strict=True)):
-            for name, number in config["results"].items():
-                if number["values"][i] is not None:
-                    about = config["configuration"], config["step"], config["data"], run, seed
-                    *split, short = name.split(" ", 1)
-                    writer.writerow([*about, "".join(split), short, number["values"][i]])
+            numbers = {name: number["values"][i] for name, number in config["results"].items()}
+            lines.append(config["experiment"] | about | {"run": run, "seed": seed} | numbers)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, dict.fromkeys(column for line in lines for column in line), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return text.getvalue().rstrip("\n")
 
 
-def show(text):
-    """Print the text. If nobody reads it any more, as after `| head -1`, that is no error."""
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stream has no such method
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the rest, which Python writes at its end
-        if not isinstance(error, BrokenPipeError):
-            raise
-
-
 def report(flags):
-    configurations, left_out = tables.read(matching(list(Path("logs").glob("model=*_run=*")), flags))
-    by = None
-    if flags.by is not None and configurations:
-        by = tables.find_number(configurations, flags.by)
-        configurations = tables.best_first(configurations, by)
-    if flags.difference or flags.csv == "-":  # there is no place for them in the output
-        for sentence in left_out:
-            print(f"report.py: left out: {sentence}", file=sys.stderr)
-    if flags.difference:
-        text = difference_table(*(the_only(configurations, name) for name in flags.difference))
-    elif flags.csv == "-":
-        text = csv_text(configurations)
-    else:
-        text = tables.report(configurations, left_out, by)
-    show(text)
+    """The text that the flags ask for. On standard error: the runs that are left out."""
+    patterns = flags.difference or [flags.pattern]
+    names = {folder: tables.configuration_name(folder.name) for folder in Path("logs").glob("model=*_run=*")}
+    chosen = [folder for folder, name in names.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    configurations, left_out = tables.read(chosen)
+    for sentence in left_out:
+        print(f"report.py: left out: {sentence}", file=sys.stderr)
     if not configurations:
-        raise InputError(NO_RUN.format("" if flags.pattern == "*" else f" that matches {flags.pattern!r}"))
-    if flags.csv not in (None, "-"):
-        text = csv_text(configurations)
-        Path(flags.csv).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        raise InputError(f"no finished run under logs/ has a configuration that matches {' or '.join(patterns)}.")
+    if flags.by is not None:
+        return sorted_table(configurations, flags.by, flags.reverse)
+    if flags.difference:
+        return difference_table(configurations, flags.difference)
+    return csv_text(configurations) if flags.csv else tables.report(configurations, [])
 
 
 def main():
-    flags = parse_flags()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help="names of configurations: 'vae_*'")
+    parser.add_argument("--reverse", action="store_true", help="with --by: the other way round")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--by", metavar="NUMBER", help="one table, sorted by this number, such as 'test nelbo'")
+    what.add_argument("--difference", metavar=("A", "B"), nargs=2, help="configuration B minus A, paired by seed")
+    what.add_argument("--csv", metavar="FILE", help="a line for each run, to this file; -: print them")
+    flags = parser.parse_args()
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stream has no such method
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        report(flags)
+        text = report(flags)
+        if flags.csv in (None, "-"):
+            print(text, flush=True)
+        else:
+            Path(flags.csv).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    except BrokenPipeError:  # nobody reads on, as after `| head -1`; nor what Python writes when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
         print(f"report.py: error: {error}", file=sys.stderr)
         sys.exit(2)

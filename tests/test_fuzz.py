@@ -347,11 +347,13 @@ def test_tables_of_other_contents(tmp_path, n):
         "name": "model=vae_z=10_run=0000",
         "complete": True,
         "step": 1,
-        "flags": {"run": 0, "seed": 0, "precision": "medium", "lr": 1e-3},
+        "flags": {"run": 0, "seed": 0, "precision": "float32", "lr": 1e-3},
+        "experiment": {"precision": "float32", "lr": 1e-3},
         "data": {"name": "mnist", "train": 3, "test": 2},
         "trained": {"seconds": 1.0, "device": "cpu", "torch": "2", "commit": "a", "date": "2026-01-01"},
         "results": {"subset": {"nelbo": {"mean": 1.0, "se": 1.0, "n": 2}}, "test": {"kl": {"mean": 1.0}}},
     }
+    csv_text = runpy.run_path(str(ROOT / "report.py"))["csv_text"]
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
@@ -371,5 +373,7 @@ def test_tables_of_other_contents(tmp_path, n):
         assert sum(len(of["runs"]) for of in configurations) + len(left_out) == 2
         json.dumps(configurations)
         assert tables.report(configurations, left_out)
+        assert tables.table_by(tables.best_first(configurations, "subset nelbo"), "subset nelbo")
+        assert csv_text(configurations)
 
     for_all(n, (st.sampled_from(ways), TREES, st.one_of(st.just([]), EDITS)), check)

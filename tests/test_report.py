@@ -6,135 +6,156 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from codebase.runs import tables
 
-RECORD = {"data": {"name": "mnist", "train": 60_000, "test": 10_000}, "step": 20_000, "complete": True}
-
 
 @pytest.fixture
 def log(tmp_path):
-    def write(name, run, nelbo, seed=None, flags=None, **more):
+    def write(name, run, nelbo, seed=None, precision="float32", test=(), experiment=(), **more):
+        """A finished run's results.json. test: {number: mean} of the test set."""
         folder = tmp_path / "logs" / f"model={name}_run={run:04d}"
         folder.mkdir(parents=True)
-        record = RECORD | {
+        seed = run if seed is None else seed
+        record = {
             "name": folder.name,
-            "flags": {"run": run, "seed": run if seed is None else seed, "precision": "medium"} | (flags or {}),
+            "flags": {"run": run, "seed": seed, "precision": precision},
+            "experiment": {"precision": precision, "seed": seed} | dict(experiment),
+            "data": {"name": "mnist", "train": 60_000, "test": 10_000},
+            "evaluated": {"code": []},
+            "step": 20_000,
+            "complete": True,
             "results": {"subset": {"nelbo": {"mean": nelbo, "se": 9.0, "n": 100}}},
         }
-        record["results"] |= more.pop("results", {})
+        if test:
+            record["results"]["test"] = {number: {"mean": mean} for number, mean in test.items()}
         (folder / "results.json").write_text(json.dumps(record | more))
         return folder
 
     return write
 
 
-def test_a_number_that_has_no_name_of_its_own_is_called_as_it_is(script, log):
-    """Such as a new term of a loss."""
-    log("vae_z=10", 0, 1.0, results={"test": {"total_correlation": {"mean": 2.5, "se": 0.1, "n": 3}}})
-    assert "| test total_correlation | 2.50 |" in script("report.py")[1]
+@pytest.fixture
+def report(script):
+    """report(*args): the standard output of report.py, which succeeds."""
+
+    def call(*args):
+        code, out, err = script("report.py", *args)
+        assert code == 0, err
+        return out
+
+    return call
 
 
-def test_mean_and_standard_error_over_the_runs_of_one_configuration(script, log):
-    """1, 2, 6: mean 3, standard deviation sqrt(7), standard error sqrt(7 / 3) = 1.53."""
+@pytest.fixture
+def error(script):
+    """error(*args): the last line of the error with which report.py ends, without output."""
+
+    def call(*args):
+        code, out, err = script("report.py", *args)
+        assert (code, out) == (2, "")
+        return err.splitlines()[-1].removeprefix("report.py: error: ")
+
+    return call
+
+
+def rows(text):
+    """The cells of a Markdown table's rows, without its head: {first cell: other cells}."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {first: rest for first, *rest in lines[1:]}
+
+
+GLYPHS = {"name": "glyphs", "train": 5, "test": 4}
+
+
+# A table for each model
+
+
+def test_mean_and_standard_error_over_the_runs_of_one_configuration(report, log):
+    """1, 2, 6: mean 3, standard deviation sqrt(7), standard error sqrt(7 / 3) = 1.53. Each model has its table."""
     for run, nelbo in enumerate((1.0, 2.0, 6.0)):
         log("vae_z=10", run, nelbo)
     log("vae_z=2", 5, 50.0)
-    code, out, _ = script("report.py")
-    assert code == 0
-    assert out == (
-        "### vae\n\n"
+    log("gmvae_k=500", 0, 7.0)
+    gmvae, vae = report().split("\n\n### vae\n\n")
+    assert gmvae.startswith("### gmvae\n\n")
+    assert rows(gmvae)["subset NELBO"] == ["7.00"]
+    assert vae == (
         "| mean ± standard error over the runs | vae_z=2 | vae_z=10 |\n"
         "|---|---|---|\n"
         "| runs | 1 | 3 |\n"
         "| seeds | 5 | 0, 1, 2 |\n"
         "| steps | 20,000 | 20,000 |\n"
         "| data | mnist (60,000 + 10,000 images) | mnist (60,000 + 10,000 images) |\n"
-        "| precision | medium | medium |\n"
+        "| precision | float32 | float32 |\n"
         "| subset NELBO | 50.00 | 3.00 ± 1.53 |\n"
     )
 
 
-def test_runs_from_before_a_flag_existed_are_in_the_same_column(script, log):
-    """They have the same name, so the new flag has its default. Another value of a flag that both know differs."""
-    log("vae_z=10", 0, 1.0, experiment={"z": 10, "seed": 0})
-    log("vae_z=10", 1, 2.0, experiment={"z": 10, "seed": 1, "hidden": 300})
-    log("vae_z=10", 2, 6.0, experiment={"z": 10, "seed": 2, "hidden": 300, "validation": 0})
-    _, out, _ = script("report.py")
-    assert "| subset NELBO | 3.00 ± 1.53 |" in out
-    log("vae_z=10", 3, 6.0, experiment={"z": 10, "seed": 3, "hidden": 200})
-    _, out, _ = script("report.py")
-    assert "| runs | 3 | 1 |" in out
-
-
-def test_runs_of_different_code_are_named(script, log):
-    """They are in one column, and the table says so; a column of one code alone does not."""
+def test_runs_of_different_code_are_named(report, log):
+    """They are in one column, and the table says so; a table of one code alone does not."""
     for run, code in enumerate(("aaaa", "bbbb", "aaaa")):
-        log("vae_z=10", run, 1.0, trained={"code": code, "torch": "2.9"})
-    log("vae_z=2", 0, 1.0, trained={"code": "cccc", "torch": "2.9"})
-    _, out, _ = script("report.py")
-    assert "| code | cccc | aaaa, bbbb |" in out
-    assert "| torch |" not in out
-    by = script("report.py", "--by", "subset nelbo")[1]
-    assert "| configuration | runs | code |" in by
-    assert "| code |" not in script("report.py", "vae_z=2")[1]
-
-
-def test_a_table_for_each_model(script, log):
-    log("vae_z=10", 0, 1.0)
-    log("gmvae_z=10_k=500", 0, 1.0)
-    _, out, _ = script("report.py")
-    assert "### vae\n" in out
-    assert "### gmvae\n" in out
+        log("vae_z=10", run, 1.0, trained={"code": [code], "torch": "2.9"})
+    log("vae_z=2", 0, 1.0, trained={"code": ["cccc"], "torch": "2.9"})
+    assert rows(report())["code"] == ["cccc", "aaaa, bbbb"]
+    assert "torch" not in rows(report())
+    assert "| configuration | runs | code | subset NELBO |" in report("--by", "subset nelbo")
+    assert "code" not in rows(report("vae_z=2"))
 
 
 @pytest.mark.parametrize(
     "other",
     [
         {"step": 30_000},
-        {"data": {"name": "glyphs", "train": 60_000, "test": 10_000}},
-        {"data": {"name": "mnist", "train": 50_000, "test": 10_000}},
-        {"flags": {"precision": "highest"}},
-        {"experiment": {"lr": 0.1, "seed": 1}},
+        {"data": GLYPHS},
+        {"data": {"name": "mnist", "train": 70_000, "test": 10_000}},
+        {"data": GLYPHS | {"name": "\ud800"}},  # a character that cannot be printed
+        {"precision": "high"},
+        {"experiment": {"lr": 0.1}},
     ],
 )
-def test_configurations_are_never_mixed_even_where_their_names_agree(script, log, other):
+def test_configurations_are_never_mixed_even_where_their_names_agree(report, error, log, other):
     log("vae_z=10", 0, 1.0)
     log("vae_z=10", 1, 2.0, **other)
-    _, out, _ = script("report.py")
-    assert "| runs | 1 | 1 |" in out
-    assert "| subset NELBO | 1.00 | 2.00 |" in out
+    log("vae_z=2", 0, 2.0)
+    table = rows(report("vae_z=10"))
+    assert table["runs"] == ["1", "1"]
+    assert sorted(table["subset NELBO"]) == ["1.00", "2.00"]
+    assert "one configuration of each name; there are vae_z=2, vae_z=10, vae_z=10; " in error(
+        "--difference", "vae_z=10", "vae_z=2"
+    )
 
 
 def test_runs_of_other_seeds_are_of_one_configuration_and_one_seed_counts_once(script, log):
     log("vae_z=10", 0, 1.0)
     log("vae_z=10_seed=7", 1, 3.0, seed=7)
     log("vae_z=10_seed=7", 2, 3.0, seed=7)
-    _, out, _ = script("report.py")
-    assert "| runs | 2 |" in out
-    assert "| seeds | 0, 7 |" in out
-    assert "| subset NELBO | 2.00 ± 1.00 |" in out
-    assert "run=0002/results.json: has the same seed as run 1" in out
+    _, out, err = script("report.py")
+    assert rows(out)["seeds"] == ["0, 7"]
+    assert rows(out)["subset NELBO"] == ["2.00 ± 1.00"]
+    assert "run=0002/results.json: has the same seed as run 1" in err
 
 
-def test_of_numbers_that_only_some_runs_have_it_says_how_many(script, log):
+def test_of_numbers_that_only_some_runs_have_it_says_how_many(report, log):
     for run in range(3):
-        there = {"test": {"nelbo": {"mean": 5.0 + run, "se": 1.0, "n": 3}}} if run else {}
-        log("vae_z=10", run, 1.0, results=there)
-    _, out, _ = script("report.py")
-    assert "| test NELBO | 6.50 ± 0.50 (2 of 3 runs) |" in out
+        log("vae_z=10", run, 1.0, test={"nelbo": 5.0 + run} if run else {})
+    assert rows(report())["test NELBO"] == ["6.50 ± 0.50 (2 of 3 runs)"]
 
 
-def test_accuracies_are_in_percent_and_bits_are_the_nats_again_and_left_out(script, log):
-    for run, percent in enumerate((93.0, 94.0)):
-        test = {"accuracy_percent": {"mean": percent}, "confusion": [[1]], "nelbo_bits": {"mean": 7.7}}
-        log("ssvae_gw=001_cw=100", run, 1.0, results={"test": test | {"ess": {"mean": 0.1}, "latent_units": {}}})
-    _, out, _ = script("report.py")
-    assert out.splitlines()[-2:] == ["| subset NELBO | 1.00 ± 0.00 |", "| test accuracy, % | 93.50 ± 0.50 |"]
+def test_which_numbers_there_are_and_how_they_are_called(report, log):
+    """Bits are the nats again. A number without a printed name is called as it is, such as a new term of a loss."""
+    test = {"accuracy_percent": 93.0, "nelbo_bits": 7.7, "ess": 0.1, "iwae_10": 4.0, "total_correlation": 2.5}
+    results = {"test": {name: {"mean": mean} for name, mean in test.items()} | {"confusion": [[1]], "latent_units": {}}}
+    log("ssvae_gw=001", 0, 1.0, results=results | {"": {"mi": {"mean": 0.5}}})
+    assert list(rows(report()).items())[5:] == [
+        ("test accuracy, %", ["93.00"]),
+        ("test IWAE-10", ["4.00"]),
+        ("test total_correlation", ["2.50"]),
+        ("mi", ["0.50"]),
+    ]
 
 
 def test_unfinished_and_damaged_runs_are_named_and_left_out(script, log, tmp_path):
@@ -146,107 +167,74 @@ def test_unfinished_and_damaged_runs_are_named_and_left_out(script, log, tmp_pat
     log("vae_z=10", 5, float("nan"))
     (log("vae_z=10", 6, 2.0) / "results.json").unlink()
     log("vae_z=10", 7, 1e300)
-    code, out, _ = script("report.py")
-    assert code == 0
-    assert "| runs | 1 |" in out
-    table, left_out = out.split("### Left out")
-    assert "run=" not in table
-    for run, why in enumerate(["not finished", *["cannot be read"] * 4, "not finished", "cannot be read"], start=1):
-        assert f"run={run:04d}/results.json: {why}" in left_out
+    whys = ["not finished", *["cannot be read"] * 4, "not finished", "cannot be read"]
+    left_out = [f"run={run:04d}/results.json: {why}" for run, why in enumerate(whys, start=1)]
+    for args in ((), ("--by", "subset nelbo"), ("--csv", "-")):
+        code, out, err = script("report.py", *args)
+        assert code == 0
+        assert "run=" not in out
+        assert all(sentence in line for sentence, line in zip(left_out, err.splitlines(), strict=True))
+    assert rows(script("report.py")[1])["runs"] == ["1"]
+    after_a_series = tables.report(*tables.read((tmp_path / "logs").iterdir()))
+    assert all(sentence in after_a_series.split("### Left out")[1] for sentence in left_out)
 
 
 def test_configurations_have_every_number(log, tmp_path):
     for run, nelbo in enumerate((1.0, 2.0, 6.0)):
-        log("vae_z=10", run, nelbo, trained={"seconds": 3.0, "device": "cpu", "date": "2026-01-02T03:04:05"})
+        trained = {"seconds": 3.0, "device": "cpu", "date": "2026-01-02T03:04:05"}
+        log("vae_z=10", run, nelbo, trained=trained, experiment={"z": 10})
     (configuration,), _ = tables.read((tmp_path / "logs").iterdir())
-    assert configuration["configuration"] == "vae_z=10"
-    assert configuration["seeds"] == [0, 1, 2]
-    assert configuration["seconds"] == [3.0, 3.0, 3.0]
-    assert configuration["made"]["device"] == ["cpu"]
-    assert configuration["made"]["commit"] == []  # not known
-    assert configuration["made"]["day"] == ["2026-01-02"]
     number = configuration["results"]["subset nelbo"]
-    assert number["values"] == [1.0, 2.0, 6.0]
     assert number["mean"] == pytest.approx(3)
-    assert number["se"] == pytest.approx((7 / 3) ** 0.5)
+    assert number.pop("se") == pytest.approx((7 / 3) ** 0.5)
+    assert configuration == {
+        "model": "vae",
+        "configuration": "vae_z=10",
+        "step": 20_000,
+        "data": "mnist (60,000 + 10,000 images)",
+        "precision": "float32",
+        "experiment": {"precision": "float32", "z": 10},
+        "runs": [0, 1, 2],
+        "seeds": [0, 1, 2],
+        "seconds": [3.0, 3.0, 3.0],
+        "made": {"device": ["cpu"], "torch": [], "commit": [], "code": [], "day": ["2026-01-02"]},
+        "results": {"subset nelbo": {"mean": 3.0, "values": [1.0, 2.0, 6.0]}},
+    }
 
 
-def test_nothing_there_and_nowhere_to_write(script, log):
-    code, _, err = script("report.py")
-    assert code == 2
-    assert "no finished run under logs/" in err
-    log("vae_z=10", 0, 1.0)
-    code, _, err = script("report.py", "--csv", "no/such/folder.csv")
-    assert code == 2
-    assert len(err.splitlines()) == 1
-
-
-def rows(text):
-    """The cells of a Markdown table's rows, without its head: {first cell: other cells}."""
-    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    return {first: rest for first, *rest in lines[1:]}
-
-
-def numbers(**of_test):
-    """The results of a test set."""
-    return {"test": {name: {"mean": value} for name, value in of_test.items()}}
-
-
-# The order of configurations
-
-
-def test_numbers_in_names_are_sorted_by_value(script, log):
+def test_configurations_are_sorted_by_the_numbers_in_their_names_then_by_steps(report, log):
     """z=2 before z=10; lr=3e-05 before lr=0.0003 before lr=0.001; a name before its continuations."""
     names = ["vae_z=2", "vae_z=10", "vae_z=10_lr=3e-05", "vae_z=10_lr=0.0003", "vae_z=10_lr=0.001", "vae_z=100"]
     for name in reversed(names):
         log(name, 0, 1.0)
-    log("gmvae_z=10_k=500", 0, 1.0)
-    assert f"| mean ± standard error over the runs | {' | '.join(names)} |" in script("report.py")[1]
-
-
-def test_configurations_of_one_name_are_sorted_by_steps(script, log):
-    for run, step in enumerate((10_000, 500, 20_000)):
-        log("vae_z=10", run, 1.0, step=step)
-    assert "| steps | 500 | 10,000 | 20,000 |" in script("report.py")[1]
+    assert f"| mean ± standard error over the runs | {' | '.join(names)} |" in report()
+    for run, step in enumerate((10_000, 500, 30_000), start=1):
+        log("vae_z=2", run, 1.0, step=step)
+    assert rows(report("vae_z=2"))["steps"] == ["500", "10,000", "20,000", "30,000"]
 
 
 # PATTERN
 
 
-@pytest.mark.parametrize("pattern", ["vae_*", "model=vae_*", "*z=[0-9]*"])
-def test_a_pattern_selects_configurations_and_what_is_said_of_left_out_runs(script, log, pattern):
-    log("vae_z=2", 0, 1.0)
-    log("vae_z=10", 0, 1.0)
-    log("gmvae_k=500", 0, 1.0)
-    log("vae_z=2", 1, 1.0, complete=False)
-    log("gmvae_k=500", 1, 1.0, complete=False)
-    code, out, _ = script("report.py", pattern)
+def test_a_pattern_selects_configurations_and_what_is_said_of_left_out_runs(script, log):
+    for name in ("vae_z=2", "vae_z=10", "gmvae_k=500"):
+        log(name, 0, 1.0)
+        log(name, 1, 1.0, complete=False)
+    code, out, err = script("report.py", "vae_*")
     assert code == 0
     assert "| vae_z=2 | vae_z=10 |" in out
-    assert "model=vae_z=2_run=0001/results.json: not finished" in out
-    assert "gmvae" not in out
-    assert "gmvae" not in script("report.py", pattern, "--csv", "-")[1]
+    assert "model=vae_z=2_run=0001/results.json: not finished" in err
+    assert "gmvae" not in out + err + script("report.py", "vae_*", "--csv", "-")[1]
+    assert "| mean ± standard error over the runs | vae_z=2 |\n" in script("report.py", "vae_z=2")[1]
 
 
-def test_a_pattern_without_special_characters_is_a_whole_name(script, log):
-    log("vae_z=1", 0, 1.0)
+def test_nothing_there_or_no_match_and_nowhere_to_write(error, log):
+    assert error() == "no finished run under logs/ has a configuration that matches *."
     log("vae_z=10", 0, 1.0)
-    _, out, _ = script("report.py", "vae_z=1")
-    assert "| mean ± standard error over the runs | vae_z=1 |\n" in out
-
-
-def test_a_pattern_that_matches_nothing(script, log):
-    """The message has the names there are. Of a configuration without a finished run the pattern is named."""
-    log("vae_z=10", 0, 1.0)
-    log("vae_z=2_seed=7", 0, 1.0)
     log("gmvae_k=500", 0, 1.0, complete=False)
-    code, out, err = script("report.py", "ssvae*")
-    assert (code, out) == (2, "")
-    assert err == "report.py: error: no configuration matches 'ssvae*'; there are gmvae_k=500, vae_z=2, vae_z=10.\n"
-    code, out, err = script("report.py", "gmvae*")
-    assert code == 2
-    assert "run=0000/results.json: not finished" in out
-    assert "no finished run under logs/ that matches 'gmvae*'" in err
+    for pattern in ("ssvae*", "gmvae*"):
+        assert error(pattern) == f"no finished run under logs/ has a configuration that matches {pattern}."
+    assert "folder.csv" in error("--csv", "no/such/folder.csv")
 
 
 # --by
@@ -255,236 +243,112 @@ def test_a_pattern_that_matches_nothing(script, log):
 def log_three(log):
     """Three configurations. The best NELBO has the worst accuracy; one has neither."""
     for run, nelbo in enumerate((99.0, 101.0)):
-        log("vae_z=10", run, nelbo, results=numbers(nelbo=nelbo + 1, accuracy_percent=80.0))
-    log("vae_z=2", 0, 120.0, results=numbers(nelbo=121.0, accuracy_percent=90.0))
+        log("vae_z=10", run, nelbo, test={"nelbo": nelbo + 1, "accuracy_percent": 80.0, "classifier_percent": 3.0})
+    log("vae_z=2", 0, 120.0, test={"nelbo": 121.0, "accuracy_percent": 90.0, "classifier_percent": 4.0})
     log("vae_z=1", 0, 150.0)
 
 
-def test_configurations_in_rows_best_first(script, log):
+def test_configurations_in_rows_best_first(report, log):
     """Means 101 ± 1 (of 100 and 102) and 121. The columns: the chosen number, then the others."""
     log_three(log)
-    code, out, _ = script("report.py", "--by", "test nelbo")
-    assert code == 0
-    assert out == (
-        "### By test NELBO, best first: mean ± standard error over the runs\n\n"
-        "| configuration | runs | test NELBO | subset NELBO | test accuracy, % |\n"
-        "|---|---|---|---|---|\n"
-        "| vae_z=10 | 2 | 101.00 ± 1.00 | 100.00 ± 1.00 | 80.00 ± 0.00 |\n"
-        "| vae_z=2 | 1 | 121.00 | 120.00 | 90.00 |\n"
-        "| vae_z=1 | 1 |  | 150.00 |  |\n"
+    best_first = (
+        "| configuration | runs | test NELBO | subset NELBO | test accuracy, % | test classifier's accuracy, % |\n"
+        "|---|---|---|---|---|---|\n"
+        "| vae_z=10 | 2 | 101.00 ± 1.00 | 100.00 ± 1.00 | 80.00 ± 0.00 | 3.00 ± 0.00 |\n"
+        "| vae_z=2 | 1 | 121.00 | 120.00 | 90.00 | 4.00 |\n"
     )
+    assert report("--by", "test nelbo") == best_first
+    head, line, *others = best_first.splitlines()
+    assert report("--by", "test nelbo", "--reverse").splitlines() == [head, line, *reversed(others)]
+    assert list(rows(report("--by", "subset nelbo"))) == ["vae_z=10", "vae_z=2", "vae_z=1"]
 
 
-@pytest.mark.parametrize("name", ["test accuracy_percent", "test accuracy, %", "Test Accuracy, %"])
-def test_a_larger_accuracy_is_better(script, log, name):
+@pytest.mark.parametrize("name", ["test accuracy_percent", "Test Accuracy, %", "test classifier_percent"])
+def test_a_larger_accuracy_is_better(report, log, name):
+    """And a number is given as in results.json or as printed."""
     log_three(log)
-    _, out, _ = script("report.py", "--by", name)
-    assert list(rows(out)) == ["vae_z=2", "vae_z=10", "vae_z=1"]
+    assert list(rows(report("--by", name))) == ["vae_z=2", "vae_z=10"]
+    assert list(rows(report("--by", name, "--reverse"))) == ["vae_z=10", "vae_z=2"]
 
 
-def test_a_classifiers_accuracy_is_an_accuracy_too(script, log):
-    for z, percent in ((1, 50.0), (2, 70.0), (3, 60.0)):
-        log(f"fsvae_z={z}", 0, 1.0, results=numbers(classifier_percent=percent))
-    assert list(rows(script("report.py", "--by", "test classifier_percent")[1])) == [
-        "fsvae_z=2",
-        "fsvae_z=3",
-        "fsvae_z=1",
-    ]
-
-
-@pytest.mark.parametrize("name", ["subset iwae_1000", "subset IWAE-1000", "SUBSET iwae-1000"])
-def test_the_number_can_be_given_as_key_or_as_printed(script, log, name):
-    for z, bound in ((1, 3.0), (2, 1.0), (3, 2.0)):
-        log(f"vae_z={z}", 0, 9.0, results={"subset": {"nelbo": {"mean": 5.0}, "iwae_1000": {"mean": bound}}})
-    assert list(rows(script("report.py", "--by", name)[1])) == ["vae_z=2", "vae_z=3", "vae_z=1"]
-
-
-def test_equal_numbers_stay_in_natural_order(script, log):
-    for z in (10, 2, 1):
-        log(f"vae_z={z}", 0, 5.0)
-    assert list(rows(script("report.py", "--by", "subset nelbo")[1])) == ["vae_z=1", "vae_z=2", "vae_z=10"]
-
-
-def test_steps_and_data_have_columns_if_they_differ(script, log):
+def test_steps_and_data_have_columns_if_they_differ(report, log):
     log("vae_z=2", 0, 1.0)
     log("vae_z=10", 0, 2.0, step=500)
-    log("vae_z=20", 0, 3.0, step=500, data={"name": "glyphs", "train": 5, "test": 4})
-    _, out, _ = script("report.py", "--by", "subset nelbo")
+    log("vae_z=20", 0, 3.0, step=500, data=GLYPHS)
+    out = report("--by", "subset nelbo")
     assert "| configuration | runs | steps | data | subset NELBO |" in out
-    assert "| vae_z=20 | 1 | 500 | glyphs (5 + 4 images) | 3.00 |" in out
-    _, out, _ = script("report.py", "vae_z=?", "--by", "subset nelbo")
-    assert "| configuration | runs | subset NELBO |" in out
-    _, out, _ = script("report.py", "vae_z=*0", "--by", "subset nelbo")
-    assert "| configuration | runs | data | subset NELBO |" in out
+    assert rows(out)["vae_z=20"] == ["1", "500", "glyphs (5 + 4 images)", "3.00"]
+    assert "| configuration | runs | subset NELBO |" in report("vae_z=?", "--by", "subset nelbo")
+    assert "| configuration | runs | data | subset NELBO |" in report("vae_z=*0", "--by", "subset nelbo")
 
 
-def test_left_out_runs_are_named_below_the_sorted_table_too(script, log):
-    log("vae_z=2", 0, 1.0)
-    log("vae_z=2", 1, 1.0, complete=False)
-    assert "### Left out\n\n* " in script("report.py", "--by", "subset nelbo")[1]
-
-
-def test_an_unknown_number(script, log):
-    log_three(log)
-    code, out, err = script("report.py", "--by", "nelbo")
-    assert (code, out) == (2, "")
-    assert err == (
-        "report.py: error: there is no number 'nelbo'; there are subset nelbo, test nelbo, test accuracy_percent.\n"
-    )
+def test_an_unknown_number(error, log):
+    log("vae_z=1", 0, 1.0, test={"nelbo": 1.0})
+    assert error("--by", "nelbo") == "there is no number 'nelbo'; there are subset nelbo, test nelbo."
 
 
 # --difference
 
 
-@pytest.fixture
-def two(log):
-    """1, 2, 9 and 4, 5, 1 with the seeds 0, 1, 2 and 1, 0, 5: seed 0 differs by 4, seed 1 by 2."""
+def test_differences_are_between_runs_of_the_same_seed(report, error, log, tmp_path):
+    """1, 2, 9 and 4, 5, 1 with the seeds 0, 1, 2 and 1, 0, 5: seed 0 differs by 4, seed 1 by 2.
+
+    Means (1 + 2 + 9) / 3 and (4 + 5 + 1) / 3; their standard errors sqrt(19 / 3) and sqrt(13 / 9). No seed has the test
+    NELBO in both.
+    """
     for run, nelbo in enumerate((1.0, 2.0, 9.0)):
-        log("vae_z=10", run, nelbo)
+        log("vae_z=10", run, nelbo, test={"nelbo": 7.0} if run == 0 else {})
     for run, (seed, nelbo) in enumerate(((1, 4.0), (0, 5.0), (5, 1.0))):
-        log("vae_z=2", run, nelbo, seed=seed)
-
-
-def test_differences_are_between_runs_of_the_same_seed(script, two, tmp_path):
-    """Means (1 + 2 + 9) / 3 and (4 + 5 + 1) / 3; their standard errors sqrt(19 / 3) and sqrt(13 / 9)."""
-    a, b = tables.read((tmp_path / "logs").iterdir())[0]
-    assert tables.difference(a, b, "subset nelbo") == {"mean": 3.0, "se": 1.0, "n": 2}
-    code, out, _ = script("report.py", "--difference", "vae_z=10", "vae_z=2")
-    assert code == 0
-    assert out == (
-        "|  | vae_z=10 | vae_z=2 | difference | seeds in both |\n"
-        "|---|---|---|---|---|\n"
-        "| subset NELBO | 4.000 ± 2.517 | 3.333 ± 1.202 | 3.000 ± 1.000 | 2 |\n"
-    )
-    assert script("report.py", "--difference", "model=vae_z=10", "model=vae_z=2")[1] == out
-    assert "| -3.000 ± 1.000 | 2 |" in script("report.py", "--difference", "vae_z=2", "vae_z=10")[1]
-
-
-def test_a_comparison_says_what_else_differs(script, log):
-    """Steps, data and precision, and the code if the runs of one of them were made by different code."""
-    log("vae_z=10", 0, 1.0, step=500, trained={"code": ["aa"]})
-    log("vae_z=10", 1, 1.0, step=500, trained={"code": ["bb"]})
-    for number in (0, 1):
-        log("vae_z=2", number, 2.0, data={"name": "glyphs", "train": 5, "test": 4}, trained={"code": ["aa"]})
-    code, out, _ = script("report.py", "--difference", "vae_z=10", "vae_z=2")
-    assert code == 0
-    assert rows(out) == {
-        "steps": ["500", "20,000"],
-        "data": ["mnist (60,000 + 10,000 images)", "glyphs (5 + 4 images)"],
-        "code": ["aa, bb", "aa"],
-        "subset NELBO": ["1.000 ± 0.000", "2.000 ± 0.000", "1.000 ± 0.000", "2"],
-    }
-
-
-def test_a_number_that_no_seed_has_in_both(script, log):
-    """Then it has no difference; the other numbers have."""
-    for name, run in (("vae_z=10", 0), ("vae_z=2", 1)):
-        log(name, run, 1.0, results=numbers(nelbo=7.0))
-        log(name, 1 - run, 1.0)
-    code, out, _ = script("report.py", "--difference", "vae_z=10", "vae_z=2")
-    assert code == 0
-    assert rows(out) == {
-        "subset NELBO": ["1.000 ± 0.000", "1.000 ± 0.000", "0.000 ± 0.000", "2"],
-        "test NELBO": ["7.000", "7.000", "", "0"],
-    }
-
-
-def test_left_out_runs_of_the_two_configurations_are_named(script, two, log):
-    log("vae_z=2", 7, 1.0, complete=False)
-    log("vae_z=3", 7, 1.0, complete=False)
-    code, _, err = script("report.py", "--difference", "vae_z=10", "vae_z=2")
-    assert code == 0
-    assert err == f"report.py: left out: {Path('logs/model=vae_z=2_run=0007/results.json')}: not finished\n"
-
-
-def test_two_configurations_that_cannot_be_compared(script, two, log):
+        log("vae_z=2", run, nelbo, seed=seed, step=500, test={"nelbo": 8.0} if seed == 1 else {})
     log("vae_z=3", 9, 1.0)
     log("vae_z=4", 9, 1.0, complete=False)
 
-    def error(*args):
-        code, out, err = script("report.py", *args)
-        assert (code, out) == (2, "")
-        return err.splitlines()[-1].removeprefix("report.py: error: ")
+    a, b = tables.read((tmp_path / "logs").glob("model=vae_z=[12]*"))[0]
+    assert tables.difference(a, b, "subset nelbo") == {"mean": 3.0, "se": 1.0, "n": 2}
+    out = report("--difference", "vae_z=10", "vae_z=2")
+    assert "| vae_z=10 | vae_z=2 | difference | seeds in both |" in out
+    assert rows(out)["steps"][:2] == ["20,000", "500"]
+    assert rows(out)["subset NELBO"] == ["4.00 ± 2.52", "3.33 ± 1.20", "3.000 ± 1.000", "2"]
+    assert rows(out)["test NELBO"][:2] == ["7.00 (1 of 3 runs)", "8.00 (1 of 3 runs)"]
+    assert not any("".join(rows(out)["test NELBO"][2:]).strip(" |"))
+    assert rows(report("--difference", "vae_z=2", "vae_z=10"))["subset NELBO"][2:] == ["-3.000 ± 1.000", "2"]
 
-    there = "there are vae_z=2, vae_z=3, vae_z=4, vae_z=10."
-    assert error("--difference", "vae_z=10", "vae_z=5") == f"there is no configuration 'vae_z=5'; {there}"
     assert error("--difference", "vae_z=3", "vae_z=10") == "vae_z=3 and vae_z=10 have no seed in common."
-    assert error("--difference", "vae_z=4", "vae_z=10") == "vae_z=4 has no finished run."
-    assert "give one of them" in error("--difference", "vae_z=4", "vae_z=10", "--by", "subset nelbo")
-
-
-@pytest.mark.parametrize(
-    ("other", "what"),
-    [
-        ({"step": 500}, ": runs 3 with steps 500; runs 0, 1, 2 with steps 20,000."),
-        (
-            {"data": {"name": "glyphs", "train": 5, "test": 4}},
-            ": runs 0, 1, 2 with data mnist (60,000 + 10,000 images); runs 3 with data glyphs (5 + 4 images).",
-        ),
-        ({"flags": {"precision": "high"}}, ": runs 0, 1, 2 with precision medium; runs 3 with precision high."),
-        (
-            {"experiment": {"lr": 0.1}},
-            ": runs 0, 1, 2; runs 3; they differ in the flags that results.json holds under 'experiment'.",
-        ),
-    ],
-)
-def test_a_name_of_several_configurations_cannot_be_compared(script, two, log, other, what):
-    log("vae_z=10", 3, 1.0, **other)
-    code, _, err = script("report.py", "--difference", "vae_z=10", "vae_z=2")
-    assert code == 2
-    assert err == f"report.py: error: 2 configurations are called vae_z=10{what}\n"
+    for unknown in ("vae_z=4", "vae_z=5"):  # not finished, and absent
+        assert "one configuration of each name; there are vae_z=10; " in error("--difference", unknown, "vae_z=10")
 
 
 # --csv
 
 
-def test_csv_has_a_line_for_each_number_of_each_run(script, log, tmp_path):
+def test_csv_has_a_line_for_each_run_and_a_column_for_each_flag_and_number(report, log, tmp_path):
     third = 1 / 3  # needs all 16 digits
-    log("vae_z=10", 0, third, results=numbers(nelbo=2.5e-10, accuracy_percent=80.0))
-    log("vae_z=10_seed=7", 1, 3.0, seed=7)
-    log("gmvae_k=500", 0, 4.0, step=500)
-    log("vae_z=10", 2, 3.0, complete=False)
-    code, out, err = script("report.py", "--csv", "-")
-    assert code == 0
-    head, *lines = list(csv.reader(io.StringIO(out)))
-    assert head == ["configuration", "step", "data", "run", "seed", "split", "number", "value"]
-    mnist = "mnist (60,000 + 10,000 images)"
-    assert [(*line[:-1], float(line[-1])) for line in lines] == [
-        ("gmvae_k=500", "500", mnist, "0", "0", "subset", "nelbo", 4.0),
-        ("vae_z=10", "20000", mnist, "0", "0", "subset", "nelbo", third),
-        ("vae_z=10", "20000", mnist, "0", "0", "test", "nelbo", 2.5e-10),
-        ("vae_z=10", "20000", mnist, "0", "0", "test", "accuracy_percent", 80.0),
-        ("vae_z=10", "20000", mnist, "1", "7", "subset", "nelbo", 3.0),
-    ]
-    assert "run=0002/results.json: not finished" in err
-
-    code, tables_too, _ = script("report.py", "--csv", "runs.csv")
-    assert code == 0
-    assert tables_too == script("report.py")[1]
-    assert (tmp_path / "runs.csv").read_text() == out
-    assert script("report.py", "vae_*", "--csv", "-")[1] == "".join(
-        line for line in out.splitlines(keepends=True) if not line.startswith("gmvae")
-    )
-    code, _, err = script("report.py", "--csv", "no/such/folder.csv")
-    assert code == 2
-    assert len(err.splitlines()) == 1
-
-
-# A reader that closes the pipe
+    log("vae_z=10", 0, third, test={"nelbo": 2.5e-10}, experiment={"z": 10, "lr": 0.001})
+    log("vae_z=10_seed=7", 1, 3.0, seed=7, experiment={"z": 10, "lr": 0.001})
+    log("gmvae_k=500", 0, 4.0, step=500, experiment={"k": 500, "lr": 0.01})
+    text = report("--csv", "-")
+    gmvae, first, second = csv.DictReader(io.StringIO(text))
+    data = "mnist (60,000 + 10,000 images)"
+    about = {"configuration": "vae_z=10", "step": "20000", "data": data, "run": "0", "seed": "0"}
+    flags = {"precision": "float32", "z": "10", "lr": "0.001", "k": ""}
+    assert first == about | flags | {"subset nelbo": str(third), "test nelbo": "2.5e-10"}
+    assert second == first | {"run": "1", "seed": "7", "subset nelbo": "3.0", "test nelbo": ""}
+    assert (gmvae["configuration"], gmvae["step"], gmvae["k"], gmvae["z"]) == ("gmvae_k=500", "500", "500", "")
+    assert report("--csv", "runs.csv") == ""
+    assert (tmp_path / "runs.csv").read_text() == text
 
 
 @pytest.mark.parametrize("configurations", [1, pytest.param(3000, marks=pytest.mark.slow)])
 def test_a_closed_pipe_is_no_error(log, tmp_path, configurations):
-    """As in `| head -1`, for an output that a pipe holds, and for one that is more. The file is complete."""
+    """As in `| head -1`, for an output that a pipe holds, and for one that is more."""
     for i in range(configurations):
         log(f"vae_z={i}", 0, float(i))
-    command = [sys.executable, ROOT / "report.py", "--csv", "out"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, ROOT / "report.py"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
         if configurations > 1:
             assert process.stdout.readline() == b"### vae\n"
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
-    assert len((tmp_path / "out").read_text().splitlines()) == 1 + configurations
