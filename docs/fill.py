@@ -152,14 +152,14 @@ def table(*configurations):
 def best_first(pattern, number, step):
     """A table of the configurations of so many steps whose names match a shell pattern, best first by a number."""
     names = fnmatch.filter((key for key in RUNS if key.endswith(f" step={step}")), f"{pattern} step=*")
-    chosen = tables.best_first([RUNS[name] for name in names], number)
-    return f"{tables.table_by(chosen, number)}"
+    rows = tables.table_by(tables.best_first([RUNS[name] for name in names], number), number).splitlines()
+    return "\n".join("|".join(row.split("|")[:4]) + "|" for row in rows)  # configuration, runs, this number
 
 
 def paired(a, b):
     """The runs of a and b with the same seeds: means ± standard errors of both, and of b minus a, run by run."""
     seeds = sorted(set(RUNS[a]["seeds"]) & set(RUNS[b]["seeds"]))
-    cells = [[f"seeds {', '.join(map(str, seeds))}", a, b, "difference"]]
+    cells = [[f"{len(seeds)} seeds", a, b, "difference"]]
     for name in RUNS[b]["results"]:
         if name in RUNS[a]["results"]:
             values = [dict(zip(RUNS[c]["seeds"], number(c, name)["values"], strict=True)) for c in (a, b)]
