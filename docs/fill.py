@@ -1,12 +1,14 @@
-"""Put the numbers of the runs into docs/*.md.
+"""Keep the numbers in README.md and docs/*.md those of the runs.
 
-    python docs/fill.py logs        adds the results of the finished runs under logs/ to docs/results.json, and fills
-    python docs/fill.py             fills the documents
+    python docs/fill.py logs        adds the results of the finished runs under logs/ to docs/results.json, and brings
+                                    the numbers that this changes into the pages
+    python docs/fill.py             says which numbers of the pages are not those of docs/results.json
 
-A document contains blanks: hidden comments <!--= expression -->, closed by <!--/-->. This script writes the value of
-the expression between them; it is never typed. The expressions are Python calls of the functions below. Their
-arguments are names of configurations and numbers in docs/results.json, such as "vae_z=10" and "test nelbo". A name
-stands for the configuration with the most steps. With a step, as in "vae_z=10 step=5000", it stands for that one.
+docs/numbers.txt lists the numbers. Each line is a piece of a page, with an {expression} in the place of a value. The
+expressions are Python calls of the functions below. Their arguments are names of configurations and numbers in
+docs/results.json, such as "vae_z=10" and "test nelbo". A name stands for the configuration with the most steps. With a
+step, as in "vae_z=10 step=5000", it stands for that one. For a new number, write its line and start this script: it
+prints the piece with its value.
 """
 
 import argparse
@@ -24,15 +26,18 @@ sys.path.insert(0, str(ROOT))
 from codebase import evaluate  # noqa: E402
 from codebase.runs import tables  # noqa: E402
 
-DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
 STORED = ROOT / "docs" / "results.json"
-BLANK = re.compile(r"<!--= (.+?) -->(.*?)<!--/-->", re.DOTALL)
+NUMBERS = ROOT / "docs" / "numbers.txt"
+
+VAE, GMVAE, IW5 = "vae_z=10", "gmvae_z=10_k=500", "vae_z=10_iw=05"
+SSVAE, BASELINE = "ssvae_gw=001_cw=100", "ssvae_gw=000_cw=100"
+HOUSES, GLYPHS = "fsvae_data=house-numbers-814b07e3", "fsvae_data=glyphs"
 
 # The course staff's numbers: mean, and standard deviation over their 50 runs if they gave it, on the homework's subset
 # of the test images, in their own binarisation.
 STAFF_RUNS = 50
 STAFF = {
-    "vae_z=10": {
+    VAE: {
         "subset nelbo": (101.21, 0.61),
         "subset kl": (19.34, 0.19),
         "subset rec": (81.86, 0.66),
@@ -41,7 +46,7 @@ STAFF = {
         "subset iwae_100": (97.46, None),
         "subset iwae_1000": (96.93, None),
     },
-    "gmvae_z=10_k=500": {
+    GMVAE: {
         "subset nelbo": (98.58, 0.46),
         "subset kl": (17.82, 0.18),
         "subset rec": (80.77, 0.51),
@@ -50,8 +55,8 @@ STAFF = {
         "subset iwae_100": (95.16, None),
         "subset iwae_1000": (94.71, None),
     },
-    "ssvae_gw=000_cw=100": {"test accuracy_percent": (73.5, None)},
-    "ssvae_gw=001_cw=100": {"test accuracy_percent": (93.52, 1.09)},
+    BASELINE: {"test accuracy_percent": (73.5, None)},
+    SSVAE: {"test accuracy_percent": (93.52, 1.09)},
 }
 
 
@@ -90,9 +95,15 @@ def deviation(configuration, name):
     return statistics.stdev(value for value in number(configuration, name)["values"] if value is not None)
 
 
-def single(configuration, name, digits=1):
-    """'99.8 ± 0.5': the mean ± two standard deviations of single runs, the range to expect of one run."""
-    return f"{number(configuration, name)['mean']:.{digits}f} ± {2 * deviation(configuration, name):.{digits}f}"
+def expected(configuration, name, digits=1):
+    """'99.1 to 100.3': the mean ∓ two standard deviations of single runs, the range to expect of one run."""
+    middle, two = number(configuration, name)["mean"], 2 * deviation(configuration, name)
+    return f"{middle - two:.{digits}f} to {middle + two:.{digits}f}"
+
+
+def of_run(configuration, name, i=0):
+    """The number of a single run."""
+    return f"{number(configuration, name)['values'][i]:.2f}"
 
 
 def minus(a, name_a, b, name_b, digits=2):
@@ -116,12 +127,6 @@ def bits(configuration, name, is_density=True, dimensions=3072):
     return f"{evaluate.bits_per_dimension(estimate, dimensions, is_density):.4f}"
 
 
-def rms_error(configuration, dimensions=3072, variance=0.1):
-    """The FSVAE's root mean squared error of a value, by its reconstruction term of the test images."""
-    constant = dimensions / 2 * math.log(2 * math.pi * variance)
-    return f"{math.sqrt((number(configuration, 'test rec')['mean'] - constant) * 2 * variance / dimensions):.3f}"
-
-
 def count(configuration):
     return len(RUNS[configuration]["runs"])
 
@@ -141,26 +146,26 @@ def made(configuration):
 
 def table(*configurations):
     """A table of the means ± standard errors of these configurations."""
-    return f"\n\n{tables.table([RUNS[configuration] for configuration in configurations])}\n\n"
+    return f"{tables.table([RUNS[configuration] for configuration in configurations])}"
 
 
 def best_first(pattern, number, step):
     """A table of the configurations of so many steps whose names match a shell pattern, best first by a number."""
     names = fnmatch.filter((key for key in RUNS if key.endswith(f" step={step}")), f"{pattern} step=*")
-    chosen = tables.best_first([RUNS[name] for name in names], number)
-    return f"\n\n{tables.table_by(chosen, number)}\n\n"
+    rows = tables.table_by(tables.best_first([RUNS[name] for name in names], number), number).splitlines()
+    return "\n".join("|".join(row.split("|")[:4]) + "|" for row in rows)  # configuration, runs, this number
 
 
 def paired(a, b):
     """The runs of a and b with the same seeds: means ± standard errors of both, and of b minus a, run by run."""
     seeds = sorted(set(RUNS[a]["seeds"]) & set(RUNS[b]["seeds"]))
-    cells = [[f"seeds {', '.join(map(str, seeds))}", a, b, "difference"]]
+    cells = [[f"{len(seeds)} seeds", a, b, "difference"]]
     for name in RUNS[b]["results"]:
         if name in RUNS[a]["results"]:
             values = [dict(zip(RUNS[c]["seeds"], number(c, name)["values"], strict=True)) for c in (a, b)]
             means = [tables.mean_and_error(tables.estimate([by_seed[seed] for seed in seeds])) for by_seed in values]
             cells.append([tables.printed_name(name), *means, minus(b, name, a, name)])
-    return f"\n\n{tables.markdown(cells)}\n\n"
+    return f"{tables.markdown(cells)}"
 
 
 def joined(label, *names):
@@ -174,17 +179,6 @@ def joined(label, *names):
         "results": results,
     }
     return label
-
-
-def every_run(configuration, *names):
-    """A table with a row for each run, and these numbers or all."""
-    config = RUNS[configuration]
-    names = names or list(config["results"])
-    cells = [["seed", *map(tables.printed_name, names)]]
-    for i, seed in enumerate(config["seeds"]):
-        values = [config["results"][name]["values"][i] for name in names]
-        cells.append([seed, *("" if value is None else f"{value:.2f}" for value in values)])
-    return f"\n\n{tables.markdown(cells)}\n\n"
 
 
 def against_staff(configuration):
@@ -202,12 +196,65 @@ def against_staff(configuration):
             staff = f"{theirs:.2f}" + (f" ± {sd / math.sqrt(STAFF_RUNS):.2f}" if sd else "")
             ours += [staff, f"{result['mean'] - theirs:+.2f}", f"{(result['mean'] - theirs) / error:+.1f}"]
         cells.append([tables.printed_name(name), *ours[1:], *[""] * (6 - len(ours))])
-    return f"\n\n{tables.markdown(cells)}\n\n"
+    return f"{tables.markdown(cells)}"
 
 
-def filled(text):
-    """The text with all its blanks filled in."""
-    return BLANK.sub(lambda blank: f"<!--= {blank[1]} -->{eval(blank[1])}<!--/-->", text)
+EXPRESSION = re.compile(r"\{(.+?)\}")
+
+
+def pieces():
+    """docs/numbers.txt: the pairs (page, [text, expression, text, ..., text])."""
+    for line in NUMBERS.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# "):
+            page = ROOT / line.removeprefix("# ")
+        elif line:
+            yield page, EXPRESSION.split(line)
+
+
+def with_values(piece):
+    """The piece with the values of its expressions: [text, value, text, ..., text]."""
+    return [str(eval(part)) if i % 2 else part for i, part in enumerate(piece)]
+
+
+def occurrences(piece):
+    """A regular expression for a piece with values, a group for each part. A space may be a line break in the page."""
+    return re.compile("".join(f"({re.escape(part)})" for part in piece).replace(r"\ ", r"\s+"))
+
+
+def replaced(text, old, new):
+    """The text of a page with the new values of a piece in the place of the old ones."""
+
+    def parts(match):
+        return "".join(
+            now if now != before else there for there, before, now in zip(match.groups(), old, new, strict=True)
+        )
+
+    return occurrences(old).sub(parts, text)
+
+
+def misplaced():
+    """The pieces that do not stand in their pages exactly once with the values of docs/results.json, in words."""
+    found = []
+    for page, piece in pieces():
+        valued = with_values(piece)
+        times = len(occurrences(valued).findall(page.read_text(encoding="utf-8")))
+        if times != 1:
+            found.append(f"{page.relative_to(ROOT)} must have this once, and has it {times} times: {''.join(valued)}")
+    return found
+
+
+def add_runs(logs):
+    """Add the results of the finished runs under logs/ to docs/results.json, and replace in the pages what changes."""
+    stored = json.loads(STORED.read_text())
+    new, left_out = tables.read(Path(logs).glob("model=*_run=*"))
+    print(*(f"left out: {sentence}" for sentence in left_out), sep="\n")
+    stored["configurations"] = merged(stored["configurations"], new)
+    old = [with_values(piece) for _, piece in pieces()]
+    RUNS.update(by_name(stored["configurations"]))
+    STORED.write_text(json.dumps(stored, indent=1) + "\n")
+    for (page, piece), before in zip(pieces(), old, strict=True):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(replaced(text, before, with_values(piece)), encoding="utf-8")
 
 
 def main():
@@ -215,17 +262,8 @@ def main():
     parser.add_argument("logs", nargs="?", help="the folder of the runs whose results are added")
     logs = parser.parse_args().logs
     if logs:
-        all_of_it = json.loads(STORED.read_text())
-        new, left_out = tables.read(Path(logs).glob("model=*_run=*"))
-        print(*(f"left out: {sentence}" for sentence in left_out), sep="\n")
-        all_of_it["configurations"] = merged(all_of_it["configurations"], new)
-        RUNS.update(by_name(all_of_it["configurations"]))
-        STORED.write_text(json.dumps(all_of_it, indent=1) + "\n")
-    for path in DOCUMENTS:
-        text = path.read_text(encoding="utf-8")
-        if filled(text) != text:
-            path.write_text(filled(text), encoding="utf-8")
-            print(f"filled {path.relative_to(ROOT)}")
+        add_runs(logs)
+    sys.exit("\n".join(misplaced()))
 
 
 if __name__ == "__main__":

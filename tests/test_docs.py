@@ -1,7 +1,6 @@
-"""The README and the docs: their commands, their numbers, and their examples."""
+"""The README and the docs: their commands, flags, numbers, links and names, and their examples."""
 
 import ast
-import importlib
 import json
 import os
 import re
@@ -16,86 +15,118 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from conftest import COMPILED, ROOT, curves, needs_compiler, pictures_shown, same, save_digits, weights
-from PIL import Image
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from conftest import COMPILED, ROOT, curves, needs_compiler, same, save_digits, weights
+from torch.distributions import Categorical, Independent, Laplace, MixtureSameFamily, Normal
 
 from codebase import data, load
 from codebase.models.vae import VAE
 from codebase.runs.flags import parse_flags
 
 FILL = runpy.run_path(str(ROOT / "docs" / "fill.py"))
-DOCUMENTS = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *FILL["DOCUMENTS"]]}
-IN_DOCSTRINGS = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("*.py")}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "pretrained" / "README.md", *ROOT.glob("docs/*.md")]
+TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
+README, EXTENDING = TEXTS[ROOT / "README.md"], TEXTS[ROOT / "docs" / "extending.md"]
 BLOCK = re.compile(r"^`([\w/]+\.py)`[^`]*?```python\n(.*?)```", re.DOTALL | re.MULTILINE)
-EXAMPLES = dict(BLOCK.findall(DOCUMENTS["extending.md"]))
+EXAMPLES = dict(BLOCK.findall(EXTENDING))
 # "is `run_x.py` with this model: copy it to `run_y.py`, replace `a` by `b`, `c` by `d`."
 COPIES = re.compile(r"is `(run_\w+\.py)` with this model: copy it to `(run_\w+\.py)`, replace (.*?)\.[\s]", re.DOTALL)
+(LAPLACE,) = re.findall(r"## Change it\n.*?```python\n(.*?)```", README, re.DOTALL)
+SCRIPTS = ("run_vae", "run_gmvae", "run_ssvae", "run_fsvae")
 COMMAND = re.compile(r"python ((?:\w+/)?\w+\.py)([^\n`|;&#]*)")
+
+
+def parsed(script, words=()):
+    """The flags of a run script, with these words on its command line."""
+    return parse_flags("", runpy.run_path(str(ROOT / f"{script}.py"))["FLAGS"], list(words))
 
 
 def commands():
     found = set()
-    for name, text in (DOCUMENTS | IN_DOCSTRINGS).items():
+    for path, text in (TEXTS | {path: path.read_text(encoding="utf-8") for path in ROOT.glob("*.py")}).items():
         for script, flags in COMMAND.findall(text):
-            in_code = name in IN_DOCSTRINGS or name == "extending.md"
+            in_code = path.suffix == ".py" or path.name == "extending.md"
             flags = flags.split("  ")[0] if in_code else flags  # the text after two spaces describes the command
-            found.add((script, flags.split(" > ")[0].strip()))
+            found.add((script, flags.split(" > ")[0].strip(" ,")))
     return sorted(found)
 
 
 @pytest.mark.parametrize(("script", "flags"), commands())
 def test_every_command_is_understood(script, flags):
-    if script in EXAMPLES or script in (copy for _, copy, _ in COPIES.findall(DOCUMENTS["extending.md"])):
-        return  # of docs/extending.md, and tested below
+    if script in EXAMPLES or script in (copy for _, copy, _ in COPIES.findall(EXTENDING)):
+        return  # tested below
     assert (ROOT / script).is_file()
     words = shlex.split(re.sub(r"(--(?:run|iter_max|replicates|z|lr)) (?:\$\w+|N)\b", r"\1 1", flags))
-    if script.startswith("run_"):
-        own = runpy.run_path(str(ROOT / script))["FLAGS"]
-        if words != ["--help"]:
-            parse_flags("", own, words)
-    else:
-        text = (ROOT / script).read_text()
-        assert all(f'"{word}"' in text for word in words if word.startswith("--"))
+    if not script.startswith("run_"):
+        assert all(f'"{word}"' in (ROOT / script).read_text() for word in words if word.startswith("--"))
+    elif words != ["--help"]:
+        parsed(script.removesuffix(".py"), words)
 
 
-def test_there_are_commands():
-    assert {"run_vae.py", "run_gmvae.py", "run_ssvae.py", "run_fsvae.py", "report.py"} <= {c[0] for c in commands()}
+def test_the_page_of_flags_is_that_of_the_scripts():
+    """Every flag of every script, with its default; no other flag."""
+    found = {script: {} for script in SCRIPTS}
+    for name, *cells in re.findall(r"^\| `--(\w+)` \|(.*)\|$", TEXTS[ROOT / "docs" / "flags.md"], re.MULTILINE):
+        *defaults, meaning = (cell.strip() for cell in re.split(r"(?<!\\)\|", cells[0]))
+        assert meaning
+        for script, default in zip(SCRIPTS, defaults * (4 // len(defaults)), strict=True):
+            if default:
+                assert name not in found[script]
+                found[script][name] = default if "," in default and name == "iw_eval" else default.replace(",", "")
+    for script in SCRIPTS:
+        table = {flag.name: flag.default for flag in parsed(script).table}
+        table["iw_eval"] = ",".join(map(str, table["iw_eval"]))
+        assert found[script] == {name: "none" if value is None else str(value) for name, value in table.items()}
 
 
-README_NUMBERS = {  # row of the README's table: the configuration and its numbers
-    "python run_vae.py": ("vae_z=10", "test nelbo", "subset nelbo", "test kl"),
-    "python run_vae.py --train 0": ("vae_z=10", "subset iwae_1000"),
-    "python run_vae.py --train 0 --full 1": ("vae_z=10", "test iwae_1000"),
-    "python run_gmvae.py": ("gmvae_z=10_k=500", "test nelbo", "subset nelbo", "test kl"),
-    "python run_gmvae.py --train 0": ("gmvae_z=10_k=500", "subset iwae_1000"),
-    "python run_ssvae.py": ("ssvae_gw=001_cw=100", "test accuracy_percent", "test nelbo"),
-    "python run_ssvae.py --gw 0": ("ssvae_gw=000_cw=100", "test accuracy_percent"),
-}
+def test_every_flag_that_is_named_exists():
+    known = {flag.name for script in SCRIPTS for flag in parsed(script).table} | {"help"}
+    for text in (
+        *EXAMPLES.values(),
+        *(path.read_text() for path in (ROOT / "report.py", *ROOT.glob("benchmarks/*.py"))),
+    ):
+        known |= set(re.findall(r'(?:Flag\("|"--)(\w+)"', text))
+    known |= {"logdir", "samples_per_plugin", "nproc-per-node", "array", "check"}  # of other programs
+    for path, text in TEXTS.items():
+        assert set(re.findall(r"(?<![-\w])--([a-z][\w-]*)", text)) <= known, path
 
 
-@pytest.mark.parametrize("command", README_NUMBERS)
-def test_numbers_of_the_readme_are_those_of_the_stored_runs(command):
-    """The README has no blanks, so that it is readable as plain text: if this fails, correct the row by hand."""
-    (row,) = re.findall(rf"^\| `{re.escape(command)}` \|(.*)\|$", DOCUMENTS["README.md"], re.MULTILINE)
-    configuration, *numbers = README_NUMBERS[command]
-    assert re.findall(r"[\d.]+ ± [\d.]+", row) == [FILL["single"](configuration, number) for number in numbers]
+# The numbers
 
 
-def test_no_other_row_of_the_readme_has_numbers_of_runs():
-    assert len(re.findall(r"^\|.*±.*\d.*\|$", DOCUMENTS["README.md"], re.MULTILINE)) == len(README_NUMBERS)
+def test_numbers_are_those_of_the_stored_runs():
+    """Each stands in its page, once. If this fails: python docs/fill.py says which do not."""
+    assert FILL["misplaced"]() == []
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_numbers_are_those_of_the_stored_runs(name):
-    """python docs/fill.py would change nothing."""
-    assert FILL["filled"](DOCUMENTS[name]) == DOCUMENTS[name]
+def test_every_number_of_the_readme_and_the_writeup_with_an_error_is_listed():
+    listed = [("".join(FILL["with_values"](piece)), page) for page, piece in FILL["pieces"]()]
+    for path in (ROOT / "README.md", ROOT / "docs" / "writeup.md"):
+        values = [text for text, page in listed if page == path]
+        for number in re.findall(r"-?\d[\d.]* (?:±|to) \d[\d.]*\.\d+|-?\d+\.\d\d ± \d+\.\d\d", TEXTS[path]):
+            assert any(number in value for value in values), number
 
 
-def test_documents_ask_for_numbers():
-    for name in ("results.md", "writeup.md", "extending.md"):
-        assert FILL["BLANK"].search(DOCUMENTS[name])
-    assert FILL["filled"]("a <!--= 1 + 1 -->3<!--/--> b") == "a <!--= 1 + 1 -->2<!--/--> b"
+def test_new_runs_change_the_pages(tmp_path, monkeypatch, capsys):
+    """Their numbers take the places of the old ones, and only theirs; a piece that is not there is named."""
+    of_fill = FILL["main"].__globals__
+    stored = {"configurations": [{"configuration": "a", "step": 2, "runs": [0], "seeds": [0], "results": {}}]}
+    new = {**stored["configurations"][0], "runs": [0, 1, 2]}
+    page, numbers, results = (tmp_path / name for name in ("page.md", "numbers.txt", "results.json"))
+    page.write_text("Here are 1\nruns of 1 model, 1 in all.\n")
+    numbers.write_text('# page.md\nare {count("a")} runs\n, {count("a")} in all.\n')
+    results.write_text(json.dumps(stored))
+    monkeypatch.setitem(of_fill, "ROOT", tmp_path)
+    monkeypatch.setitem(of_fill, "NUMBERS", numbers)
+    monkeypatch.setitem(of_fill, "STORED", results)
+    monkeypatch.setitem(of_fill, "RUNS", FILL["by_name"](stored["configurations"]))
+    monkeypatch.setattr(of_fill["tables"], "read", lambda folders: ([new], []))
+    monkeypatch.setattr(sys, "argv", ["fill.py", "logs"])
+    with pytest.raises(SystemExit, match=r"^$"):
+        FILL["main"]()
+    assert page.read_text() == "Here are 3\nruns of 1 model, 3 in all.\n"
+    assert json.loads(results.read_text())["configurations"] == [new]
+    page.write_text("Here are 3 runs, 4 in all.\n")
+    assert FILL["misplaced"]() == ["page.md must have this once, and has it 0 times: , 3 in all."]
 
 
 def test_stored_means_and_errors_are_of_the_stored_values():
@@ -109,15 +140,11 @@ def test_stored_means_and_errors_are_of_the_stored_values():
 
 
 def test_names_of_the_stored_runs():
-    """A name stands for the most steps, unless the step is given. New runs replace those of the same name and step."""
-    first, second, third = (
-        {"configuration": "a", "step": step, "runs": [run]} for step, run in ((2, 0), (10, 0), (2, 1))
-    )
-    named = FILL["by_name"]([second, first])
-    assert named == {"a": second, "a step=2": first, "a step=10": second}
-    assert FILL["merged"]([first, second], [third]) == [third, second]
+    """A name stands for the most steps, unless the step is given."""
+    first, second = ({"configuration": "a", "step": step} for step in (2, 10))
+    assert FILL["by_name"]([second, first]) == {"a": second, "a step=2": first, "a step=10": second}
     with pytest.raises(SystemExit, match="several configurations are called a step=2"):
-        FILL["by_name"]([first, third])
+        FILL["by_name"]([first, first])
 
 
 def test_paired_runs(monkeypatch):
@@ -125,21 +152,32 @@ def test_paired_runs(monkeypatch):
     for name, seeds, values in (("a", [0, 1, 2], [5, 1, 3]), ("b", [1, 2, 3], [2, 6, 9])):
         run = {"configuration": name, "seeds": seeds, "results": {"test nelbo": {"values": values}}}
         monkeypatch.setitem(FILL["RUNS"], name, run)
-    assert FILL["paired"]("a", "b").split("\n")[2:-2] == [
-        "| seeds 1, 2 | a | b | difference |",
-        "|---|---|---|---|",
-        "| test NELBO | 2.00 ± 1.00 | 4.00 ± 2.00 | 2.00 ± 1.00 |",
-    ]
+    head, _, row = FILL["paired"]("a", "b").splitlines()
+    assert head == "| 2 seeds | a | b | difference |"
+    assert row == "| test NELBO | 2.00 ± 1.00 | 4.00 ± 2.00 | 2.00 ± 1.00 |"
 
 
-def test_links_lead_somewhere():
-    for path in FILL["DOCUMENTS"]:
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", DOCUMENTS[path.name]):
-            assert target.startswith("https://") or (path.parent / target).is_file(), target
+# Links and names
 
 
-# `name`, `Class.method`** (`codebase/file.py` or `run_x.py`), with words, but no names, between the names and the file
-WHERE = re.compile(r"((?:`[\w.]+`[^`|;().:]*)+)\(`(codebase/[\w/]+\.py|run_\w+\.py)`\)")
+def headings(path):
+    """The anchors of a page's headings, as GitHub makes them."""
+    for title in re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)]+)\)", TEXTS[path]):
+        file, _, anchor = target.partition("#")
+        linked = path.parent / file if file else path
+        assert linked.is_file(), target
+        assert not anchor or anchor in headings(linked), target
+    assert "<!--" not in TEXTS[path]
+
+
+# `name`, `Class.method` (`codebase/file.py` or `run_x.py`), with words, but no names, between the names and the file
+WHERE = re.compile(r"((?:`[\w.]+`[^`|;().:]*)+)\(`(?:codebase/)?(?!tests/)((?:\w+/)?\w+\.py)`\)")
 
 
 def definitions(file):
@@ -147,7 +185,8 @@ def definitions(file):
 
     Also the functions in a function, such as `look` in the `main` of a run script.
     """
-    top = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+    path = ROOT / file if (ROOT / file).is_file() else ROOT / "codebase" / file
+    top = ast.parse(path.read_text(encoding="utf-8")).body
     for node in (node for node in top if isinstance(node, ast.ClassDef | ast.FunctionDef)):
         yield node.name
         for each in node.body:
@@ -155,9 +194,20 @@ def definitions(file):
                 yield from (each.name, f"{node.name}.{each.name}")
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_functions_and_files_that_are_named_exist(path):
+    for names, file in WHERE.findall(TEXTS[path]):
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert name in set(definitions(file)), (name, file)
+    files = [f"/{each.relative_to(ROOT).as_posix()}" for each in ROOT.glob("**/*.py")]
+    files += [f"/{name}" for name in (*EXAMPLES, *re.findall(r"to\s+`(run_\w+\.py)`", README + EXTENDING))]
+    for name in re.findall(r"`((?:\w+/)*\w+\.py)`", TEXTS[path]):
+        assert any(file.endswith(f"/{name}") for file in files), name
+
+
 def test_the_writeup_says_where_each_item_is():
-    """Every function is defined in the file that stands beside it; every item of the handout has a row in the table."""
-    text = DOCUMENTS["writeup.md"]
+    """Every item of the handout has a row in the table, with a function in the file that the handout names."""
+    text = TEXTS[ROOT / "docs" / "writeup.md"]
     rows = dict(re.findall(r"^\| (\w\.\d) \| (.*) \|$", text, re.MULTILINE))
     named = {"1.1": "utils", "1.2": "models/vae", "2.1": "models/gmvae", "3.2": "models/vae", "3.4": "models/gmvae"}
     named |= {"4.2": "models/ssvae", "B.2": "models/fsvae"}  # the files that the handout names
@@ -166,13 +216,9 @@ def test_the_writeup_says_where_each_item_is():
         assert f"**{item}" in text
         assert f"codebase/{named.get(item, '')}" in row or item not in named
         assert WHERE.search(row) or re.fullmatch(r"as \d\.\d|a proof|a derivation", row)
-        assert row.count("`") == sum(each[0].count("`") for each in WHERE.finditer(row))
-    for names, file in WHERE.findall(text):
-        for name in re.findall(r"`([\w.]+)`", names):
-            assert name in set(definitions(file)), (name, file)
 
 
-# The examples of docs/extending.md
+# The examples of docs/extending.md, and that of the README
 
 
 @pytest.fixture
@@ -187,15 +233,23 @@ def extended(tmp_path):
     shutil.copy(ROOT / "run_vae.py", tmp_path)
     for name, code in EXAMPLES.items():
         (tmp_path / name).write_text(code)
-    copies = COPIES.findall(DOCUMENTS["extending.md"])
+    copies = COPIES.findall(EXTENDING)
     assert [name for _, name, _ in copies] == ["run_vampvae.py", "run_twolayervae.py", "run_logisticfsvae.py"]
     for like, name, changes in copies:
-        text = (ROOT / like).read_text()
-        for old, new in re.findall(r"`([^`]+)`\s+by\s+`([^`]+)`", changes):
-            assert text.count(old) == 1
-            text = text.replace(old, new)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(edited(like, *re.findall(r"`([^`]+)`\s+by\s+`([^`]+)`", changes)))
+    above = ("def main(run):", f"{LAPLACE}\n\ndef main(run):")
+    laplace = edited("run_vae.py", ("VAE(", "LaplaceVAE("), ('"vae"', '"laplacevae"'), above)
+    (tmp_path / "run_laplacevae.py").write_text(laplace)
     return tmp_path
+
+
+def edited(name, *changes):
+    """The text of a run script with these changes, (old, new)."""
+    text = (ROOT / name).read_text()
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
 
 
 @pytest.fixture
@@ -203,46 +257,53 @@ def example(extended, digits):
     """example('run_convvae.py', ...) runs it for 30 steps on small digits. Returns what it printed."""
 
     def call(name, *args):
-        command = [sys.executable, name, "--dataset", digits, "--iter_max", 30, "--batch_size", 50, "--device", "cpu"]
-        done = subprocess.run(
-            [*map(str, command), *map(str, args)],
-            cwd=extended,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(extended), "OMP_NUM_THREADS": "1"},
-        )
+        usual = ("--dataset", digits, "--iter_max", 30, "--batch_size", 50, "--device", "cpu")
+        command = [sys.executable, name, *map(str, usual + args)]
+        environment = os.environ | {"PYTHONPATH": str(extended), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=extended, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     return call
 
 
-def module(folder, name):
-    """A Python file of a folder, as a module."""
-    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), folder / f"{name}.py")
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+def names_in(code):
+    """What this Python code defines: {name: value}."""
+    names = {"__name__": "example", "VAE": VAE, "np": np, "torch": torch, "data": data}
+    exec(code, names)
+    return names
 
 
-def test_the_vampprior_is_the_mixture_of_its_posteriors(extended):
-    """log p(z) is that of torch.distributions' mixture of q(z|u_k), and so is the KL; samples are from it; the loss
-    reaches u."""
-    model = module(extended, "codebase/models/vampvae").VampVAE(z_dim=3, k=5).double()
-    m, v = model.posterior(model.u_pre.sigmoid())
-    mixture = MixtureSameFamily(Categorical(torch.ones(5)), Independent(Normal(m, v.sqrt()), 1))
-    z, q = torch.randn(5, 3, dtype=torch.float64), Independent(Normal(m, v.sqrt()), 1)
-    torch.testing.assert_close(model.log_prior(z), mixture.log_prob(z))
-    torch.testing.assert_close(model.kl(z, m, v), q.log_prob(z) - mixture.log_prob(z))
-    torch.testing.assert_close(model.sample_z(5000).mean(0), m.mean(0), atol=0.06, rtol=0)
+def assert_prior(model, prior):
+    """log p(z) is that of torch.distributions, and so is the KL; samples are from it."""
+    qm, qv = torch.randn(5, 3).double(), torch.rand(5, 3).double()
+    q = Independent(Normal(qm, qv.sqrt()), 1)
+    z = q.sample((4,))
+    torch.testing.assert_close(model.log_prior(z), prior.log_prob(z))
+    torch.testing.assert_close(model.kl(z, qm, qv), q.log_prob(z) - prior.log_prob(z))
+    z, expected = model.sample_z(20_000).double(), prior.sample((20_000,))
+    torch.testing.assert_close(z.mean(0), expected.mean(0), atol=0.06, rtol=0)
+    torch.testing.assert_close(z.abs().mean(0), expected.abs().mean(0), atol=0.06, rtol=0)
+
+
+def test_the_vampprior_is_the_mixture_of_its_posteriors():
+    """And the loss reaches the pseudo-inputs u."""
+    model = names_in(EXAMPLES["codebase/models/vampvae.py"])["VampVAE"](z_dim=3, k=5).double()
+    m, v = (each.detach() for each in model.posterior(model.u_pre.sigmoid()))
+    assert_prior(model, MixtureSameFamily(Categorical(torch.ones(5)), Independent(Normal(m, v.sqrt()), 1)))
     loss, _ = model.loss(torch.bernoulli(torch.full((4, 784), 0.3, dtype=torch.float64)))
     loss.backward()
     assert model.u_pre.grad.abs().sum() > 0
 
 
-def test_the_beta_vae_warms_up(extended):
+def test_the_laplace_prior_of_the_readme():
+    model = names_in(LAPLACE)["LaplaceVAE"](z_dim=3).double()
+    assert_prior(model, Independent(Laplace(torch.zeros(3).double(), 1), 1))
+
+
+def test_the_beta_vae_warms_up():
     """Its loss is rec + beta t / 2000 KL up to step 2,000, and rec + beta KL from there on."""
-    model = module(extended, "codebase/models/betavae").BetaVAE(beta=4)
+    model = names_in(EXAMPLES["codebase/models/betavae.py"])["BetaVAE"](beta=4)
     x = torch.bernoulli(torch.full((4, 784), 0.3))
     for step, beta in ((0, 0), (500, 1), (2000, 4), (3000, 4)):
         model.step.fill_(step)
@@ -251,9 +312,9 @@ def test_the_beta_vae_warms_up(extended):
         torch.testing.assert_close(loss, curves["gen/rec"] + beta * curves["gen/kl_z"])
 
 
-def test_m2_is_of_real_vectors(extended):
+def test_m2_is_of_real_vectors():
     """Its likelihood is a normal whose mean and variance the decoder gives."""
-    model = module(extended, "run_m1m2").M2(1, 100, 4, classes=3, x_dim=5).double()
+    model = names_in(EXAMPLES["run_m1m2.py"])["M2"](1, 100, 4, classes=3, x_dim=5).double()
     h, z, y = torch.randn(6, 5).double(), torch.randn(2, 6, 4).double(), torch.eye(3)[[0, 1, 2, 2, 1, 0]].double()
     m, s = model.dec.net(torch.cat([z, y.expand(2, 6, 3)], -1)).chunk(2, -1)
     oracle = Normal(m, torch.nn.functional.softplus(s).add(1e-8).sqrt())
@@ -261,24 +322,10 @@ def test_m2_is_of_real_vectors(extended):
     torch.testing.assert_close(model.mean_x(z, y), m)
 
 
-def test_run_scripts_are_short():
-    """At most 25 lines, without blank ones, and without the classes and functions of the model."""
-    for name in ("run_betavae.py", "run_convvae.py", "run_m1m2.py"):
-        lines = EXAMPLES[name].splitlines()
-        for node in ast.parse(EXAMPLES[name]).body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name != "main":
-                lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
-        assert sum(map(bool, lines)) <= 25, name
-        assert max(map(len, EXAMPLES[name].splitlines())) <= 120
+LONGER = (pytest.param(name, marks=pytest.mark.slow) for name in ("vampvae", "betavae", "convvae", "laplacevae"))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "twolayervae",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("vampvae", "betavae", "convvae")),
-    ],
-)
+@pytest.mark.parametrize("name", ["twolayervae", *LONGER])
 def test_examples_train_and_are_evaluated(example, name):
     small = ("--k", 7) if name == "vampvae" else ()
     out = example(f"run_{name}.py", "--replicates", 2, "--train", 2, "--iw_eval", "1,5", *small)
@@ -287,10 +334,9 @@ def test_examples_train_and_are_evaluated(example, name):
     assert "| test NELBO | " in out
 
 
-def test_a_judge_of_generated_images(example, extended, monkeypatch, tmp_path):
-    """Its classifier learns the training images alone; a model that draws real images of a label is as right as they
-    are, one that draws those of the next label never; labels that the training images lack are not judged."""
-    names = runpy.run_path(str(extended / "judge.py"))
+def test_a_judge_of_generated_images(tmp_path):
+    """A model that draws real images of a label is right, one that draws those of the next label never."""
+    names = names_in(EXAMPLES["judge.py"])
     names["judge"].__globals__["TRAINING_STEPS"] = 60
     images = data.load(save_digits(tmp_path / "colour.npz", colour=True))
 
@@ -307,31 +353,29 @@ def test_a_judge_of_generated_images(example, extended, monkeypatch, tmp_path):
             return data.scaled(images.x_test[first]).expand(len(z), -1)
 
     generated, real = names["judge"](Copies(0), images)
-    assert real.mean > 95
     assert (generated.n, real.n) == (2000, 120)
+    assert real.mean > 95
     assert generated.mean > 85
     assert names["judge"](Copies(1), images)[0].mean < 15
-    shifted = images._replace(y_train=(images.y_train + 1) % 10)
-    assert names["judge"](Copies(0), shifted)[1].mean < 5
-    some = torch.isin(images.y_train, torch.tensor([0, 3, 9]))
-    assert (
-        names["judge"](Copies(0), images._replace(x_train=images.x_train[some], y_train=images.y_train[some]))[0].n
-        == 600
-    )
+    some = torch.isin(images.y_train, torch.tensor([0, 3, 9]))  # the model has not seen the other labels
+    three = images._replace(x_train=images.x_train[some], y_train=images.y_train[some])
+    assert names["judge"](Copies(0), three)[0].n == 600
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["run_fsvae.py", "run_ssvae.py"])
 def test_the_judge_of_a_run(on_digits, extended, tmp_path, monkeypatch, capsys, name):
+    """By its folder alone, from any folder; with a progress bar."""
     assert on_digits(name, "--z", 3, "--iter_max", 5)[0] == 0
     (folder,) = tmp_path.glob("checkpoints/*")
     path = extended / "judge.py"
     path.write_text(path.read_text().replace("TRAINING_STEPS = 2000", "TRAINING_STEPS = 5"))
     monkeypatch.setattr(sys, "argv", ["judge.py", str(folder)])
-    monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(extended / "judge.py"), run_name="__main__")
-    number = r"\d+\.\d\d ± \d+\.\d\d %"
-    assert re.search(rf"show their label: {number} of 2,000\n.*finds: {number} of 120\n", capsys.readouterr().out)
+    monkeypatch.chdir(extended / "codebase")
+    runpy.run_path(str(path), run_name="__main__")
+    number, (out, err) = r"\d+\.\d\d ± \d+\.\d\d %", capsys.readouterr()
+    assert re.search(rf"show their label: {number} of 2,000\n.*finds: {number} of 120\n", out)
+    assert "5/5" in err
 
 
 def results_of(logs):
@@ -346,85 +390,64 @@ def test_m1_then_m2(example, extended, digits):
     """The reported accuracy, and its curve, are those of the saved weights of both models; there is a picture."""
     for run in (0, 1):
         example("run_vae.py", "--z", 50, "--run", run)
-    m2, images = module(extended, "run_m1m2").M2(1, 100, 3, classes=10, x_dim=50), data.load(digits)
+    m2, images = names_in(EXAMPLES["run_m1m2.py"])["M2"](1, 100, 3, classes=10, x_dim=50), data.load(digits)
     for run in (1, 0):
-        out = example("run_m1m2.py", "--z", 3, "--run", run, "--iter_save", 20)
+        out = example("run_m1m2.py", "--z", 3, "--run", run)
         (logs,) = extended.glob(f"logs/model=m1m2_gw=1_cw=100_z=3_data=*_run=000{run}")
         (path,) = extended.glob(f"checkpoints/model=vae_z=50_*_run=000{run}")
         h = load(path).mean_z(data.scaled(images.x_test)).detach()
-        expected = {}
-        for step in (20, 30):
-            right = load(extended / "checkpoints" / logs.name / f"model-{step:05d}.pt", m2).log_q_y(h).argmax(1)
-            expected[step] = 100 * (right == images.y_test).float().mean().item()
-        assert dict(curves(logs)["test/accuracy_percent"][1:]) == pytest.approx(expected)
+        right = load(extended / "checkpoints" / logs.name, m2).log_q_y(h).argmax(1) == images.y_test
         number = results_of(logs)["test"]["accuracy_percent"]
-        assert number["mean"] == pytest.approx(expected[30])
-        assert re.search(rf"^test accuracy, %: {number['mean']:.2f} ± {number['se']:.2f}$", out, re.MULTILINE)
-        with Image.open(logs / "samples.png") as picture:
-            assert picture.size == (20 * 29 + 1, 10 * 29 + 1)  # ten digits in twenty styles
+        assert number["mean"] == pytest.approx(100 * right.float().mean().item())
+        assert curves(logs)["test/accuracy_percent"][-1] == (30, pytest.approx(number["mean"]))
+        assert f"\ntest accuracy, %: {number['mean']:.2f} ± {number['se']:.2f}\n" in out
+        assert (logs / "samples.png").is_file()
     assert "loaded" in example("run_m1m2.py", "--z", 3, "--train", 0)
     assert results_of(logs)["test"]["accuracy_percent"] == number
 
 
-def test_batches_from_a_memory_mapped_file(tmp_path):
-    """They are those of the same images in memory."""
-    section = DOCUMENTS["extending.md"].partition("## Data larger than memory")[2]
-    names = {"np": np, "torch": torch, "data": data}
-    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
-    x = np.random.RandomState(0).randint(0, 256, (50, 12)).astype(np.uint8)
-    np.save(tmp_path / "x.npy", x)
-    batches, expected = (
-        names["MappedBatches"](tmp_path / "x.npy", 20, 3, "cpu"),
-        data.binary_batches(torch.tensor(x), 20, 3),
-    )
-    for t in (0, 7, 1):
-        torch.manual_seed(t)
-        (found,) = batches[t]
-        torch.manual_seed(t)
-        assert found.equal(expected[t][0])
-
-
 def python_of(section):
     """The Python of a section of docs/extending.md, block by block."""
-    text = DOCUMENTS["extending.md"].partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    text = EXTENDING.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_batches_from_a_memory_mapped_file(tmp_path):
+    """They are those of the same images in memory."""
+    (code,) = python_of("Data larger than memory")
+    x = np.random.RandomState(0).randint(0, 256, (50, 12)).astype(np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    batches = names_in(code)["MappedBatches"](tmp_path / "x.npy", 20, 3, "cpu")
+    expected = data.binary_batches(torch.tensor(x), 20, 3)
+    for t in (0, 7, 1):
+        torch.manual_seed(t)
+        found = batches[t]
+        torch.manual_seed(t)
+        assert same(found, expected[t])
 
 
 MAIN = re.search(r"^def main\(run\):\n(?:(?: .*)?\n)*?(?=\n\n)", (ROOT / "run_vae.py").read_text(), re.MULTILINE)[0]
 
 
-def edited(*changes):
-    """The text of run_vae.py with these changes, (old, new)."""
-    text = (ROOT / "run_vae.py").read_text()
-    for old, new in changes:
-        assert text.count(old) == 1
-        text = text.replace(old, new)
-    return text
-
-
 def test_active_units_are_a_curve_and_a_number(on_digits, script, folders, tmp_path):
     """Those of each checkpoint's weights; and the weights are those of run_vae.py."""
     (main,) = python_of("A curve and a number of the report")
-    (tmp_path / "run_active.py").write_text(edited((MAIN, main), ("import data,", "import data, evaluate,")))
+    (tmp_path / "run_active.py").write_text(
+        edited("run_vae.py", (MAIN, main), ("import data,", "import data, evaluate,"))
+    )
     args = ("--z", 100, "--iw", 3, "--lr", 0.002)
     code, out, err = on_digits(tmp_path / "run_active.py", *args)
     assert code == 0, err
     saved, logs = folders()
-    images = data.load(tmp_path / "digits.npz")
-    x = data.binary_splits(images)["test"][0]
-    active = {
-        step: (load(saved / f"model-{step:05d}.pt").mean_z(x).var(0, correction=0) > 0.01).sum().item()
-        for step in (20, 30)
-    }
+    x = data.binary_splits(data.load(tmp_path / "digits.npz"))["test"][0]
     torch.manual_seed(0)
-    active[0] = (VAE(z_dim=100).mean_z(x).var(0, correction=0) > 0.01).sum().item()
-    assert dict(curves(logs)["test/active_units"]) == active
+    models = {0: VAE(z_dim=100)} | {step: load(saved / f"model-{step:05d}.pt") for step in (20, 30)}
+    active = {step: (model.mean_z(x).var(0, correction=0) > 0.01).sum().item() for step, model in models.items()}
     assert len(set(active.values())) == 3
+    assert dict(curves(logs)["test/active_units"]) == active
     assert results_of(logs)["test"]["active_units"]["mean"] == active[30]
     assert f"\ntest active_units: {active[30]}" in out
     assert f"| test active_units | {active[30]}.00 |" in script("report.py")[1]
-    assert f",test,active_units,{active[30]}.0\n" in script("report.py", "--csv", "-")[1]
-    assert {"samples", "reconstructions"} <= pictures_shown(logs).keys()
     own = weights(saved, 30)
     assert on_digits("run_vae.py", *args, "--overwrite", 1)[0] == 0
     assert same(own, weights(saved, 30))
@@ -434,17 +457,15 @@ def test_active_units_are_a_curve_and_a_number(on_digits, script, folders, tmp_p
 def test_another_step_and_optimizer_in_a_run_script(script, digits, tmp_path, fast):
     """The lines of docs/extending.md in a copy of run_vae.py: its weights are those of clipping and AdamW."""
     step, lines = python_of("Another training step")
-    imports = (
-        "import torch\nfrom functools import partial\nfrom codebase import processes\nfrom codebase.train import Adam\n"
-    )
-    for line in imports.splitlines():
-        assert f"`{line}`" in DOCUMENTS["extending.md"]
+    above = re.search(r"\nwith (`import torch`.*?)\s+above it", EXTENDING, re.DOTALL)[1]
+    imports = "\n".join(re.findall(r"`([^`]+)`", above))
+    (last,) = re.findall(r'`(run_main\("clipped_vae".*?\))`', EXTENDING)
     text = edited(
+        "run_vae.py",
         ("def main(run):", f"{imports}\n\n{step}\n\ndef main(run):"),
         ("    train_or_load(", f"{textwrap.indent(lines, '    ')}    train_or_load("),
-        ('run_main("vae", main, FLAGS, __doc__)', 'run_main("clipped_vae", main, FLAGS, __doc__)'),
+        (re.search(r"run_main\(\"vae\".*\)", (ROOT / "run_vae.py").read_text())[0], last),
     )
-    assert '`run_main("clipped_vae", main, FLAGS, __doc__)`' in DOCUMENTS["extending.md"]
     (tmp_path / "run_clipped.py").write_text(text)
     args = ("--dataset", digits, "--z", 3, "--batch_size", 50, "--device", "cpu", "--iter_max", 5, "--fast", fast)
     code, out, err = script(tmp_path / "run_clipped.py", *args)
@@ -455,15 +476,10 @@ def test_another_step_and_optimizer_in_a_run_script(script, digits, tmp_path, fa
     model, images = VAE(z_dim=3), data.load(digits)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01)
     batches = data.binary_batches(images.x_train, 50, 0)
-    losses = []
     for t in range(5):
         optimizer.zero_grad()
-        loss, _ = model.loss(*batches[t])
-        loss.backward()
-        losses.append(loss.item())
+        model.loss(*batches[t])[0].backward()
         assert torch.nn.utils.clip_grad_norm_(model.parameters(), 1) > 1
         optimizer.step()
     for key, value in torch.load(path, weights_only=True).items():
         torch.testing.assert_close(value, model.state_dict()[key], rtol=1e-4, atol=1e-5)
-    (logs,) = tmp_path.glob("logs/model=clipped_vae_*")
-    assert curves(logs)["train/loss"] == [(5, pytest.approx(losses[-1], rel=1e-5))]
