@@ -18,7 +18,7 @@ import torch
 from conftest import COMPILED, ROOT, curves, needs_compiler, same, save_digits, weights
 from torch.distributions import Categorical, Independent, Laplace, MixtureSameFamily, Normal
 
-from codebase import data, load
+from codebase import data, load, runs
 from codebase.models.vae import VAE
 from codebase.runs.flags import parse_flags
 
@@ -37,7 +37,12 @@ COMMAND = re.compile(r"python ((?:\w+/)?\w+\.py)([^\n`|;&#]*)")
 
 def parsed(script, words=()):
     """The flags of a run script, with these words on its command line."""
-    return parse_flags("", runpy.run_path(str(ROOT / f"{script}.py"))["FLAGS"], list(words))
+    called = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "run_main", lambda *args, usual_data="", **defaults: called.append((args[2], defaults)))
+        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    own_flags, defaults = called[0]
+    return parse_flags("", own_flags, list(words), **defaults)
 
 
 def commands():
