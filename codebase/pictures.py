@@ -1,6 +1,6 @@
-"""Pictures of a model: samples, reconstructions, and what z does to an image.
+"""Pictures of a model: samples, reconstructions, what z does to an image; and the curves of a training.
 
-Each function returns {name: Picture}; the run scripts put them together in `look`. splits: as data.binary_splits or
+A model's pictures are {name: Picture}; the run scripts put them together in `look`. splits: as data.binary_splits or
 data.labelled_splits returns them; images: the data set.
 """
 
@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 from codebase import evaluate
 from codebase.data import one_hot, scaled, test_subset
@@ -18,7 +17,6 @@ CLASSES = 50  # pictures with a row for each class show at most this many, the f
 ROWS = 10  # units in a traversal; pairs of images in interpolations, if there are no labels
 COLUMNS = 13  # values of z in a row of these
 PRIOR_DRAWS = 10_000  # draws from which the quantiles and standard deviations of a prior are computed
-PLOT = 600  # width and height of the plot of posterior means, in pixels
 
 
 class Picture(NamedTuple):
@@ -29,10 +27,7 @@ class Picture(NamedTuple):
 
 
 def grid(images, shape, columns=20, legend=""):
-    """The Picture of images (n, X) in [0, 1], each of shape (C, height, width), in rows of `columns`.
-
-    They go from left to right and from top to bottom, with a thin grey line between them.
-    """
+    """The Picture of images (n, X) in [0, 1], each of shape (C, height, width), line by line in rows of `columns`."""
     from torchvision.utils import make_grid  # imported here, because it takes a second
 
     tiles = make_grid(images.reshape(-1, *shape).cpu(), nrow=columns, padding=1, pad_value=0.3)
@@ -43,52 +38,35 @@ def grid(images, shape, columns=20, legend=""):
 def unlabelled(model, splits, images):
     """The pictures of a model without labels: samples, 200 means of p(x|z), z ~ p(z); reconstructions; and `latent`."""
     x = scaled(splits["subset"][0])
-    drawn = model.mean_x(model.sample_z(200))
-    both = torch.stack([x, model.reconstruct(x)], dim=1).flatten(0, 1)
+    drawn = grid(model.mean_x(model.sample_z(200)), images.shape, legend="means of p(x|z), each of another z ~ p(z)")
     legend = "test images, each with its reconstruction on its right"
-    return {
-        "samples": grid(drawn, images.shape, legend="means of p(x|z), each of another z ~ p(z)"),
-        "reconstructions": grid(both, images.shape, legend=legend),
-    } | latent(model, splits, images)
+    both = grid(torch.stack([x, model.reconstruct(x)], dim=1), images.shape, legend=legend)
+    return {"samples": drawn, "reconstructions": both} | latent(model, splits, images)
 
 
 @torch.no_grad()
 def samples_by_class(model, images):
-    """samples: every class in twenty styles. Row = class, column = style z_j, the same in all rows.
-
-    The z are the same at every checkpoint if no random numbers are drawn before.
-    """
-    y = every_class(model)  # (rows, C)
-    tiles = model.mean_x(model.sample_z(20), y.unsqueeze(1))  # (rows, 20, X)
+    """samples: every class in twenty styles z, which are the same at every checkpoint if `look` calls this first."""
+    z = model.sample_z(20)
+    tiles = model.mean_x(z, torch.eye(model.classes, device=z.device)[:CLASSES].unsqueeze(1))  # (rows, 20, X)
     return {"samples": grid(tiles, images.shape, legend="row = class, column = style z; the same z in all rows")}
-
-
-def every_class(model):
-    """One-hot labels of the classes that are shown, (rows, C)."""
-    return torch.eye(model.classes, device=next(model.parameters()).device)[:CLASSES]
 
 
 @torch.no_grad()
 def reconstructions_by_class(model, splits, images):
     """reconstructions: for each class a test image, its reconstruction, and every class in its style."""
-    x, y = splits["subset"]
-    label = y.argmax(-1)
-    rows = torch.stack([(label == c).nonzero()[0, 0] for c in label.unique()[:CLASSES]])
-    x, y = scaled(x[rows]), y[rows]
-    styles = model.mean_x(model.mean_z(x, y).unsqueeze(1), every_class(model))  # (n, C, X)
+    first, _ = pairs(*splits["subset"])
+    x, y = (scaled(rows[first]) for rows in splits["subset"])
+    styles = model.mean_x(model.mean_z(x, y).unsqueeze(1), torch.eye(y.shape[1], device=y.device)[:CLASSES])
     tiles = torch.cat([x.unsqueeze(1), model.reconstruct(x, y).unsqueeze(1), styles], dim=1)  # (n, 2 + C, X)
     legend = "each row: a test image, its reconstruction, and every digit in its style"
     return {"reconstructions": grid(tiles, images.shape, tiles.shape[1], legend)}
 
 
 def mistakes(log_q, images):
-    """mistakes: row = true class, column = predicted class, by log q(y|x) of the test images, (N, C).
-
-    Each tile is the most confident such mistake, black if there is none.
-    """
-    worst = evaluate.mistakes(log_q, images.y_test)[:CLASSES, :CLASSES]
-    there = (worst.flatten() >= 0).to(images.x_test.device)
-    tiles = scaled(images.x_test[worst.flatten()]) * there.unsqueeze(1)
+    """mistakes: the most confident ones of a classifier, log q(y|x) of the test images, (N, C)."""
+    worst = evaluate.mistakes(log_q, images.y_test)[:CLASSES, :CLASSES].to(images.x_test.device)
+    tiles = scaled(images.x_test[worst]) * (worst >= 0).unsqueeze(-1)  # (row, column, X)
     legend = "row = true digit, column = predicted digit; the most confident such mistake, black if there is none"
     return {"mistakes": grid(tiles, images.shape, len(worst), legend)}
 
@@ -97,20 +75,18 @@ def mistakes(log_q, images):
 def latent(model, splits, images):
     """What z does to an image.
 
-    interpolations: each row begins and ends with a test image, both of one class if the model has labels. Between them
-    are means of p(x|z), for z on the straight line between the posterior means of the two images.
-    traversal: the first test image, but in each row one unit of z goes from -3 to 3 standard deviations of the prior.
-    The rows are the units whose posterior means vary most over the images.
-    If z has two dimensions, manifold and posterior take the place of the traversal; see plane.
+    interpolations: between two test images, of one class if the model has labels, the means of p(x|z) for z on the
+    straight line between their posterior means. traversal: the first test image; in each row one unit of z changes, one
+    of those whose posterior means vary most. If z has two dimensions, in place of the traversal: manifold, the means of
+    p(x|z) on a grid of z (Kingma and Welling 2014, figure 4), and posterior, the posterior means of all test images.
     """
     draws = model.sample_z(PRIOR_DRAWS)  # (PRIOR_DRAWS, D)
-    x, *y = splits["subset"]
-    x = scaled(x)
+    x, *y = map(scaled, splits["subset"])
     if not y and hasattr(model, "classes"):  # the SSVAE: the true labels, not the predicted ones
         y = [one_hot(images.y_test[test_subset(images).to(images.y_test.device)], model.classes).to(x.device)]
     z = model.mean_z(x, *y)  # (n, D)
 
-    first, last = pairs(len(x), *y)
+    first, last = pairs(x, *y)
     t = torch.linspace(0, 1, COLUMNS, device=z.device)[:, None]
     line = torch.lerp(z[first].unsqueeze(1), z[last].unsqueeze(1), t)  # (rows, COLUMNS, D)
     between = model.mean_x(line, *(each[first].unsqueeze(1) for each in y))  # (rows, COLUMNS, X)
@@ -120,75 +96,71 @@ def latent(model, splits, images):
 
     y = [each[0] for each in y]  # of the first image
     if z.shape[1] == 2:
-        return shown | plane(model, splits, images, draws, *y)
+        z_1, z_2 = draws.quantile((torch.arange(20, device=z.device) + 0.5) / 20, dim=0).T
+        plane = torch.stack(torch.meshgrid(z_1, z_2.flip(0), indexing="xy"), dim=-1)  # (row, column, 2)
+        legend = "z_1 increases to the right, z_2 upwards: the 2.5 %, 7.5 %, ..., 97.5 % quantiles of the prior"
+        shown["manifold"] = grid(model.mean_x(plane, *y), images.shape, legend=legend)
+        shown["posterior"] = scatter(evaluate.posterior_means(model, splits["test"]), images.y_test, images.classes)
+        return shown
     units = z.var(0, correction=0).argsort(descending=True)[:ROWS]
     values = draws.mean(0) + torch.linspace(-3, 3, COLUMNS, device=z.device)[:, None] * draws.std(0)  # (COLUMNS, D)
-    changed = z[0].repeat(len(units), COLUMNS, 1)
-    for row, unit in enumerate(units):
-        changed[row, :, unit] = values[:, unit]
+    is_unit = (units[:, None] == torch.arange(z.shape[1], device=z.device)).unsqueeze(1)  # (rows, 1, D)
+    tiles = model.mean_x(torch.where(is_unit, values, z[0]), *y)  # (rows, COLUMNS, X)
     rows = ", ".join(f"z_{unit + 1}" for unit in units.tolist())
     legend = f"rows: {rows}, each from -3 to 3 standard deviations of the prior; the other units as in a test image"
-    return shown | {"traversal": grid(model.mean_x(changed, *y), images.shape, COLUMNS, legend)}
+    return shown | {"traversal": grid(tiles, images.shape, COLUMNS, legend)}
 
 
-def pairs(n, y=None):
-    """The images between which to interpolate: their indices, two lists (first, last).
-
-    Without labels ROWS pairs of images that are far apart in the test subset; with labels y (n, C) one of each class.
-    """
-    if y is None:
-        first = [i * (n // 2) // ROWS for i in range(ROWS)]
-        return first, [i + n // 2 for i in first]
-    members = [(y.argmax(-1) == c).nonzero()[:, 0].tolist() for c in range(y.shape[1])]
-    several = [of_class for of_class in members if of_class][:CLASSES]
-    return [of_class[0] for of_class in several], [of_class[-1] for of_class in several]
-
-
-def plane(model, splits, images, draws, *y):
-    """For a z of two dimensions. draws: of the prior, (n, 2); y: the label of the manifold, for models with labels.
-
-    manifold: the means of p(x|z) on a grid of z, at equally spaced quantiles of the prior (Kingma and Welling 2014,
-    figure 4). z_1 increases to the right, z_2 upwards.
-    posterior: the posterior mean of z of every test image, coloured by its class.
-    """
-    levels = (torch.arange(20, device=draws.device) + 0.5) / 20
-    z_1, z_2 = draws.quantile(levels, dim=0).T
-    z = torch.stack([z_1.expand(20, 20), z_2.flip(0)[:, None].expand(20, 20)], dim=-1)  # (row, column, 2)
-    legend = "z_1 increases to the right, z_2 upwards: the 2.5 %, 7.5 %, ..., 97.5 % quantiles of the prior"
-    manifold = grid(model.mean_x(z, *y), images.shape, legend=legend)
-    means = evaluate.posterior_means(model, splits["test"]).cpu()
-    return {"manifold": manifold, "posterior": scatter(means, images.y_test, images.classes)}
+def pairs(x, y=None):
+    """Rows of images x (n, X), lists (first, last): two images of each class y (n, C), without labels ROWS pairs."""
+    half = len(x) // 2
+    members = [[i * half // ROWS, i * half // ROWS + half] for i in range(ROWS)]
+    if y is not None:
+        members = [(y.argmax(-1) == c).nonzero()[:, 0].tolist() for c in range(y.shape[1])]
+    members = [rows for rows in members if rows][:CLASSES]
+    return [rows[0] for rows in members], [rows[-1] for rows in members]
 
 
 def scatter(points, labels, classes):
-    """A plot of points (n, 2) with its axes: the first coordinate increases to the right, the second upwards.
+    """A plot of posterior means (n, 2), coloured by their labels (n,) if there are classes. Only finite points."""
+    from matplotlib import colormaps  # imported here, because it takes a second
+    from matplotlib.figure import Figure
 
-    labels: (n,), which give the colours if there are classes. Points that are not finite are left out. Returns a
-    Picture of PLOT x PLOT pixels.
-    """
     finite = points.isfinite().all(1)
-    points, labels = points[finite], labels.cpu()[finite] if classes else torch.zeros(int(finite.sum()))
-    picture = Image.new("RGB", (PLOT, PLOT), "white")
-    pen = ImageDraw.Draw(picture)
-    middle, largest = PLOT / 2, max([1e-9, *points.abs().flatten().tolist()])
-    unit = 0.93 * middle / largest  # pixels
-    pen.line([(0, middle), (PLOT, middle)], "lightgrey")
-    pen.line([(middle, 0), (middle, PLOT)], "lightgrey")
-    colours = [f"hsv({360 * c // classes}, 90%, {90 - 30 * (c % 2)}%)" for c in range(classes)]
-    for (z_1, z_2), c in zip(points.tolist(), labels.tolist(), strict=True):
-        across, down = middle + unit * z_1, middle - unit * z_2
-        pen.rectangle([across, down, across + 1, down + 1], colours[c] if classes else "black")
-    tick = 10 ** math.floor(math.log10(largest))
-    for i in range(-int(largest / tick), int(largest / tick) + 1):  # numbers along the lower and the right edge
-        pen.text((middle + unit * i * tick, PLOT - 12), f"{i * tick:g}", "black")
-        pen.text((PLOT - 20, middle - unit * i * tick - 6), f"{i * tick:g}", "black")
-    pen.text((PLOT - 60, middle - 14), "z_1", "black")
-    pen.text((middle + 4, 2), "z_2", "black")
+    colours = colormaps["tab10" if classes <= 10 else "turbo"].resampled(max(1, classes))(range(classes))
+    figure = Figure((7, 6), layout="constrained")
+    axes = figure.add_subplot(xlabel="z_1", ylabel="z_2", aspect="equal")
+    axes.scatter(*points[finite].cpu().T, s=2, color=colours[labels[finite].cpu()] if classes else "black")
     for c, colour in enumerate(colours[:CLASSES]):
-        pen.rectangle([8, 8 + 11 * c, 16, 16 + 11 * c], colour)
-        pen.text((20, 6 + 11 * c), str(c), "black")
-    return Picture(np.array(picture), "posterior means of the test images, coloured by class")
+        axes.plot([], [], "o", color=colour, label=c)  # for the legend
+    if classes:
+        figure.legend(loc="outside right upper", ncols=1 + min(classes, CLASSES) // 26)
+    return rendered(figure, "posterior means of the test images, coloured by class")
 
 
 def curves(history):
-    return Picture(np.zeros((10, 10, 3), np.uint8), "")
+    """The Picture of the training's loss and of the negative ELBOs, in nats. history: {tag: {step: value}}."""
+    from matplotlib.figure import Figure
+
+    figure, later = Figure((8, 5), layout="constrained"), []
+    axes = figure.add_subplot(xlabel="training step", ylabel="nats")
+    for tag in ("train/loss", *(tag for tag in history if tag.startswith("eval/nelbo_"))):
+        points = [(step, value) for step, value in sorted(history.get(tag, {}).items()) if math.isfinite(value)]
+        axes.plot(*np.reshape(points, (-1, 2)).T, ".-", linewidth=1, markersize=3, label=tag)
+        later += [value for step, value in points if step >= points[-1][0] / 10]
+    if later:  # the first steps, whose loss is several times as large, and rare peaks may lie outside
+        low, high = np.quantile(later, [0.01, 0.99])
+        margin = 0.1 * (high - low) or 1
+        axes.set_ylim(low - margin, high + margin)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return rendered(figure, "the loss of the training, and the negative ELBO of test, training and validation images")
+
+
+def rendered(figure, legend):
+    """The Picture of a matplotlib figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Picture(np.array(canvas.buffer_rgba())[..., :3], legend)

@@ -40,11 +40,6 @@ def tiny_mnist(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-@pytest.fixture
-def no_network(monkeypatch):
-    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # the discard port: no server listens there
-
-
 def test_mnist_from_plain_and_gzipped_files(tiny_mnist):
     before = contents(tiny_mnist)
     images = data.load("mnist", tiny_mnist)
@@ -62,42 +57,63 @@ def test_mnist_from_plain_and_gzipped_files(tiny_mnist):
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
-        ("train-images-idx3-ubyte", lambda content: content[:-100]),
-        ("train-images-idx3-ubyte", lambda content: b""),
-        ("train-images-idx3-ubyte", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
-        ("train-labels-idx1-ubyte.gz", lambda content: content[:-9]),
-        ("train-labels-idx1-ubyte.gz", lambda content: b"no gzip at all"),
-        ("train-labels-idx1-ubyte.gz", lambda content: gzip.compress(b"something else")),
+        ("MNIST/raw/train-images-idx3-ubyte", lambda content: content[:-100]),
+        ("MNIST/raw/train-images-idx3-ubyte", lambda content: b""),
+        ("MNIST/raw/train-images-idx3-ubyte", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+        ("MNIST/raw/train-labels-idx1-ubyte.gz", lambda content: content[:-9]),
+        ("MNIST/raw/train-labels-idx1-ubyte.gz", lambda content: b"no gzip at all"),
+        ("MNIST/raw/train-labels-idx1-ubyte.gz", lambda content: gzip.compress(b"something else")),
+        ("test_32x32.mat", lambda content: content[:-10]),
+        ("test_32x32.mat", lambda content: b""),
+        ("test_32x32.mat", lambda content: content + b"x"),
     ],
 )
-@pytest.mark.parametrize("dataset", ["auto", "mnist"])
-def test_a_damaged_file_is_named_and_never_replaced_by_glyphs(tiny_mnist, file, damage, dataset):
-    path = tiny_mnist / "MNIST" / "raw" / file
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match=file) as error:
-        data.load(dataset, tiny_mnist)
-    assert "delete it" in str(error.value)
+@pytest.mark.parametrize("auto", [False, True])
+def test_a_damaged_file_is_named_and_never_replaced(tmp_path, monkeypatch, tiny_mnist, file, damage, auto):
+    """Neither by a download nor by glyphs."""
+    usual = "mnist" if "MNIST" in file else "svhn"
+    folder = tiny_mnist if "MNIST" in file else save_svhn(tmp_path / "svhn", monkeypatch)
+    (folder / file).write_bytes(damage((folder / file).read_bytes()))
+    before = contents(folder)
+    what = rf"{file} is not {usual.upper()}'s file of that name, or is damaged: delete it to download it again"
+    with pytest.raises(InputError, match=what) as error:
+        data.load("auto" if auto else usual, folder, usual)
+    assert not isinstance(error.value, data.DownloadError)
+    assert contents(folder) == before
 
 
-def test_without_mnist_and_network_auto_says_loudly_that_it_takes_the_glyphs(tmp_path, no_network, capsys, monkeypatch):
-    monkeypatch.setattr(data.glyphs, "draw", lambda *_, **__: (np.zeros((70_000, 1, 1, 1), np.uint8), np.zeros(70_000)))
-    assert data.load("auto", tmp_path / "absent").name == "glyphs"
-    assert "USING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not MNIST's." in capsys.readouterr().out
-    assert contents(tmp_path) == {}
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """Neither data set can be downloaded: the addresses are port 9, discard, where no server listens."""
+    save_svhn(tmp_path / "elsewhere", monkeypatch)
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
 
 
-def test_without_mnist_and_network_mnist_says_what_to_put_where(tmp_path, no_network):
-    with pytest.raises(data.DownloadError, match=r"train-images-idx3-ubyte.gz.*absent/MNIST/raw.*--data_dir"):
-        data.load("mnist", tmp_path / "absent")
-    assert contents(tmp_path) == {}
+@pytest.mark.parametrize(
+    ("usual", "files"), [("mnist", "train-images-idx3-ubyte.gz.*"), ("svhn", r"extra_32x32.mat, test_32x32.mat")]
+)
+def test_without_data_and_network(tmp_path, no_network, capsys, monkeypatch, usual, files):
+    """By name: what to put where. auto: loudly the glyphs, in colour for SVHN."""
+    monkeypatch.setattr(data, "draw_glyphs", lambda colour: ("glyphs", colour))
+    where = "absent/MNIST/raw" if usual == "mnist" else "absent"
+    with pytest.raises(
+        data.DownloadError, match=rf"{usual.upper()} could not .*\({files}\) into .*/{where}, or say where"
+    ):
+        data.load(usual, tmp_path / "absent", "svhn")
+    assert data.load("auto", tmp_path / "absent", usual) == ("glyphs", usual == "svhn")
+    shown = f"USING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not {usual.upper()}'s."
+    assert shown in capsys.readouterr().out
+    assert contents(tmp_path / "absent") == {}
 
 
-def test_files_that_are_there_stay_as_they_are_when_a_download_fails(tiny_mnist, no_network):
-    (tiny_mnist / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz").unlink()
-    before = contents(tiny_mnist)
-    with pytest.raises(data.DownloadError, match=r"files \(train-labels-idx1-ubyte.gz\) into"):
-        data.load("mnist", tiny_mnist)
-    assert contents(tiny_mnist) == before
+@pytest.mark.parametrize("file", ["MNIST/raw/train-labels-idx1-ubyte.gz", "extra_32x32.mat"])
+def test_files_that_are_there_stay_as_they_are_when_a_download_fails(tmp_path, tiny_mnist, no_network, file):
+    folder = tiny_mnist if "MNIST" in file else tmp_path / "elsewhere"
+    (folder / file).unlink()
+    before = contents(folder)
+    with pytest.raises(data.DownloadError, match=rf"files \({(folder / file).name}\) into"):
+        data.load("mnist" if "MNIST" in file else "svhn", folder, "svhn")
+    assert contents(folder) == before
 
 
 @pytest.fixture
@@ -126,38 +142,36 @@ def server():
         each.close()
 
 
-def test_a_download_that_stalls_is_given_up(tmp_path, server, monkeypatch):
-    """A server sends half of the file and then nothing. No file stays, and the timeout is reset afterwards."""
-    url = server(lambda c, _: c.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(500)))
-    monkeypatch.setattr(MNIST, "mirrors", [url])
+def answer_once(content):
+    """An answer of a server: content, then the connection is closed."""
+
+    def answer(connection, _):
+        connection.sendall(content)
+        connection.close()
+
+    return answer
+
+
+HEADER = b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda connection, _: connection.sendall(HEADER + bytes(500)), "timed out"),  # and then nothing
+        (answer_once(b"what?\r\n\r\n"), "what"),  # no HTTP
+        (answer_once(HEADER + bytes(1000)), "not found or corrupted"),  # a wrong checksum
+    ],
+)
+def test_a_download_that_fails_leaves_no_file(tmp_path, server, monkeypatch, answer, reason):
+    """And is given up if it stalls; the timeout is reset afterwards."""
+    monkeypatch.setattr(MNIST, "mirrors", [server(answer)])
     monkeypatch.setattr(download, "TIMEOUT", 0.5)
     began = time.monotonic()
-    with pytest.raises(data.DownloadError, match="timed out"):
+    with pytest.raises(data.DownloadError, match=reason):
         data.load("mnist", tmp_path / "absent")
     assert time.monotonic() - began < 5
     assert socket.getdefaulttimeout() is None
-    assert contents(tmp_path) == {}
-
-
-def test_a_server_that_speaks_no_http(tmp_path, server, monkeypatch):
-    def answer(connection, _):
-        connection.sendall(b"what?\r\n\r\n")
-        connection.close()
-
-    monkeypatch.setattr(MNIST, "mirrors", [server(answer)])
-    with pytest.raises(data.DownloadError, match="what"):
-        data.load("mnist", tmp_path / "absent")
-    assert contents(tmp_path) == {}
-
-
-def test_a_download_with_a_wrong_checksum_is_refused(tmp_path, server, monkeypatch):
-    def answer(connection, _):
-        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 500\r\n\r\n" + bytes(500))
-        connection.close()
-
-    monkeypatch.setattr(MNIST, "mirrors", [server(answer)])
-    with pytest.raises(data.DownloadError, match="not found or corrupted"):
-        data.load("mnist", tmp_path / "absent")
     assert contents(tmp_path) == {}
 
 
@@ -201,41 +215,6 @@ def test_svhn_is_as_torchvision_reads_it(tmp_path, monkeypatch, split, compresse
     test = SVHN(folder, "test")
     assert svhn.x_test.tolist() == test.data.reshape(-1, 3072).tolist()
     assert svhn.y_test.tolist() == test.labels.tolist() == [*range(1, 10), 0] * 2
-
-
-@pytest.mark.parametrize("damage", [lambda content: content[:-10], lambda content: b"", lambda content: content + b"x"])
-@pytest.mark.parametrize("dataset", ["svhn", "auto"])
-def test_a_damaged_file_of_svhn_is_named_and_never_replaced(tmp_path, monkeypatch, damage, dataset):
-    folder = save_svhn(tmp_path / "data", monkeypatch)
-    path = folder / "test_32x32.mat"
-    path.write_bytes(damage(path.read_bytes()))
-    before = path.read_bytes()
-    with pytest.raises(InputError, match=r"test_32x32.mat is not SVHN's file of that name, or is damaged") as error:
-        data.load(dataset, folder, "svhn", "train")
-    assert not isinstance(error.value, data.DownloadError)
-    assert path.read_bytes() == before
-
-
-def test_without_svhn_and_network(tmp_path, monkeypatch, capsys):
-    """svhn says what to put where; auto says loudly that it takes the colour glyphs."""
-    save_svhn(tmp_path / "elsewhere", monkeypatch)
-    monkeypatch.setattr(data, "draw_glyphs", lambda colour: ("glyphs", colour))
-    with pytest.raises(data.DownloadError, match=r"extra_32x32.mat, test_32x32.mat\) into .*absent, or say where"):
-        data.load("svhn", tmp_path / "absent", "svhn")
-    assert contents(tmp_path / "absent") == {}
-    assert data.load("auto", tmp_path / "absent", "svhn") == ("glyphs", True)
-    assert "USING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not SVHN's." in capsys.readouterr().out
-    with pytest.raises(data.DownloadError, match="MNIST could not"):
-        data.load("mnist", tmp_path / "absent", "svhn")
-
-
-def test_files_of_svhn_that_are_there_stay_as_they_are_when_a_download_fails(tmp_path, monkeypatch):
-    folder = save_svhn(tmp_path / "data", monkeypatch)
-    (folder / "extra_32x32.mat").unlink()
-    before = contents(folder)
-    with pytest.raises(data.DownloadError, match=r"files \(extra_32x32.mat\) into"):
-        data.load("svhn", folder, "svhn")
-    assert contents(folder) == before
 
 
 def test_only_the_missing_file_of_svhn_is_downloaded(tmp_path, monkeypatch, server):

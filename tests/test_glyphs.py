@@ -17,18 +17,13 @@ CHECKSUMS = {
 def test_the_same_bytes_on_every_machine(colour):
     x, y = glyphs.draw(1200, seed=3, colour=colour)
     assert x.shape == ((1200, 3, 32, 32) if colour else (1200, 1, 28, 28))
-    assert x.dtype == np.uint8
-    assert y.dtype == np.int64
+    assert (x.dtype, y.dtype) == (np.uint8, np.int64)
     assert hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest() == CHECKSUMS[colour]
-
-
-def test_another_seed_gives_other_digits():
-    assert not np.array_equal(glyphs.draw(10, seed=0)[0], glyphs.draw(10, seed=1)[0])
+    assert not np.array_equal(x[:10], glyphs.draw(10, seed=1, colour=colour)[0])
 
 
 def test_all_digits_appear_about_equally_often():
-    _, y = glyphs.draw(20_000, seed=0)
-    counts = np.bincount(y, minlength=10)
+    counts = np.bincount(glyphs.draw(20_000, seed=0)[1], minlength=10)
     assert len(counts) == 10
     assert ((counts - 2000) ** 2 / 2000).sum() < 33  # chi-square, 9 degrees of freedom: once in 10,000 seeds
 

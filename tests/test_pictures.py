@@ -1,10 +1,11 @@
-"""Pictures of a model: each from its definition, for models whose p(x|z) shows z."""
+"""Pictures: those of a model from their definitions, for models whose p(x|z) shows z; and the plots."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from torch import nn
 from torch.distributions import Normal
 
@@ -51,14 +52,13 @@ def tiles_of(picture, shape):
 
 
 def drawn(model, x, y=None):
-    """The pictures of `latent`: {name: (rows, columns, D) of grey values, or a plot}."""
+    """The grids of `latent`: {name: (rows, columns, D) of grey values}."""
     images = SimpleNamespace(shape=(1, 1, x.shape[1]), y_test=y, classes=0 if y is None else int(y.max()) + 1)
     torch.manual_seed(0)
     found = pictures.latent(model, {"subset": (x,), "test": (x,)}, images)
-    return {
-        name: picture.pixels if name == "posterior" else tiles_of(picture, images.shape)[:, :, 0, :, 0]
-        for name, picture in found.items()
-    }
+    posterior = found.pop("posterior", None)
+    assert (posterior is not None) == (model.z_dim == 2)
+    return {name: tiles_of(picture, images.shape)[:, :, 0, :, 0] for name, picture in found.items()}
 
 
 def test_a_grid_goes_from_left_to_right():
@@ -128,14 +128,16 @@ def test_images_of_bytes_are_drawn_as_those_in_0_1():
 
 @pytest.mark.parametrize("n", [1, 3, 100])
 def test_pairs_without_labels_are_among_the_images(n):
-    first, last = pictures.pairs(n)
+    first, last = pictures.pairs(torch.zeros(n, 3))
     assert len(first) == len(last) == pictures.ROWS
     assert max(first + last) < n
+    assert n < 100 or first == list(range(0, 50, 5))
+    assert n < 100 or last == list(range(50, 100, 5))
 
 
 def test_pairs_with_labels_are_of_one_class():
     y = torch.eye(4)[torch.tensor([2, 0, 2, 1, 0, 2])]  # none of class 3
-    assert pictures.pairs(6, y) == ([1, 3, 0], [4, 3, 5])
+    assert pictures.pairs(torch.zeros(6, 3), y) == ([1, 3, 0], [4, 3, 5])
 
 
 @pytest.mark.parametrize("kind", [ShowsZ, MovedPrior])
@@ -148,24 +150,91 @@ def test_the_manifold_is_at_the_quantiles_of_the_prior(kind):
     torch.testing.assert_close(z, expected, atol=0.15, rtol=0)
 
 
-def test_posterior_means_of_two_classes():
-    """Class 0 at (1, 2), class 1 at (-1, 2): in the upper right and the upper left quarter, each in its colour."""
-    x = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
-    pixels, middle = drawn(ShowsZ(2), x, torch.tensor([0, 1]))["posterior"], pictures.PLOT / 2
-    assert pixels.shape == (pictures.PLOT, pictures.PLOT, 3)
-    unit = 0.93 * middle / 2
-    points = [pixels[int(middle - 2 * unit + 1), int(middle + side * unit + 1)] for side in (1, -1)]
-    legend = [pixels[12 + 11 * c, 12] for c in (0, 1)]
-    assert (np.array(points) == np.array(legend)).all()
-    assert (points[0] != points[1]).any()
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures of matplotlib that are rendered from now on."""
+    seen, original = [], pictures.rendered
+    monkeypatch.setattr(pictures, "rendered", lambda figure, *args: seen.append(figure) or original(figure, *args))
+    return seen
 
 
-def test_a_point_that_is_not_finite_is_left_out():
-    finite = torch.tensor([[1.0, 2.0], [-1.0, 0.5]])
-    both = torch.cat([finite, torch.tensor([[torch.nan, 0.0], [1.0, torch.inf]])])
-    found, expected = (pictures.scatter(p, torch.arange(len(p)), 4) for p in (both, finite))
-    assert (found.pixels == expected.pixels).all()
-    assert pictures.scatter(both[2:], None, 0).pixels.shape == (pictures.PLOT, pictures.PLOT, 3)
+def places(axes, points):
+    """(row, column) of points in the picture of axes."""
+    height = axes.figure.bbox.height
+    return [(int(height - down), int(across)) for across, down in axes.transData.transform(points)]
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 2], [3, 0, 11, 3], None])
+def test_posterior_means_are_drawn_where_they_are_in_the_colour_of_their_class(figures, labels):
+    """z_1 to the right, z_2 upwards, in the same unit; a point that is not finite is left out."""
+    points = torch.tensor([[1.0, 2.0], [-1.0, 2.0], [0.5, -1.0], [torch.nan, 0.0]])
+    picture = pictures.scatter(points, labels and torch.tensor(labels), 12 if labels else 0)
+    (axes,) = figures[0].axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("z_1", "z_2")
+    assert (picture.pixels.dtype, picture.pixels.shape) == (np.uint8, (600, 700, 3))
+    right, left, below = places(axes, points[:3])
+    assert right[0] == left[0] < below[0]
+    assert abs((below[0] - left[0]) / 3 - (right[1] - left[1]) / 2) < 2
+    found = [tuple(picture.pixels[place]) for place in (right, left, below)]
+    legend = {line.get_label(): line.get_color() for each in figures[0].legends for line in each.legend_handles}
+    assert len({tuple(colour) for colour in legend.values()}) == (12 if labels else 0)
+    colours = [legend[str(c)] for c in labels[:3]] if labels else [(0, 0, 0)] * 3
+    assert np.abs(np.array(found) - 255 * np.array([to_rgb(colour) for colour in colours])).max() < 4
+
+
+@pytest.mark.parametrize("classes", [0, 1, 3, 200])
+@pytest.mark.parametrize("n", [0, 1, 1000])
+def test_a_plot_of_any_number_of_points_and_classes(figures, n, classes):
+    points, labels = torch.randn(n, 2), torch.arange(n) % classes if classes else None
+    assert pictures.scatter(points, labels, classes).pixels.min() < 200
+    assert [len(legend.get_texts()) for legend in figures[0].legends] == ([min(classes, 50)] if classes else [])
+
+
+def test_the_curves_are_those_of_the_history(figures):
+    """In the order of their steps, with their names. The losses of the first steps do not squash the others."""
+    steps = [*range(100, 20_001, 100)]
+    loss = {step: 100 + 300 * np.exp(-step / 500) + step % 300 / 100 for step in reversed(steps)}
+    test = {step: 101 + 440 * np.exp(-step / 500) for step in range(0, 20_001, 1000)}
+    history = {
+        "gen/rec": loss,
+        "eval/nelbo_test": test,
+        "train/loss": loss,
+        "eval/nelbo_train": {0: 541.0, 20_000: 99.5},
+    }
+    picture = pictures.curves(history)
+    (axes,) = figures[0].axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training step", "nats")
+    found = {line.get_label(): dict(zip(*line.get_data(), strict=True)) for line in axes.lines}
+    assert found == {name: points for name, points in history.items() if name != "gen/rec"}
+    assert list(found["train/loss"]) == steps
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == found.keys()
+    low, high = axes.get_ylim()
+    assert low < 99.5
+    assert np.mean([value < high for step, value in loss.items() if step >= 2000]) > 0.98
+    assert high < 120
+    ((row, column),) = places(axes, [(20_000, 99.5)])
+    assert (picture.pixels[row, column] < 250).any()
+
+
+@pytest.mark.parametrize(
+    ("history", "points"),
+    [
+        ({}, {"train/loss": 0}),
+        ({"train/loss": {}, "eval/nelbo_test": {}}, {"train/loss": 0, "eval/nelbo_test": 0}),
+        ({"train/loss": {3: 2.5}, "test/accuracy_percent": {0: 10.0}}, {"train/loss": 1}),
+        ({"eval/nelbo_test": {0: 540.0}}, {"train/loss": 0, "eval/nelbo_test": 1}),
+        ({"train/loss": {100: 7.0, 200: 7.0, 300: np.nan, 400: np.inf}}, {"train/loss": 2}),
+    ],
+)
+def test_curves_of_few_points(figures, history, points):
+    picture = pictures.curves(history)
+    (axes,) = figures[0].axes
+    assert {line.get_label(): len(line.get_xdata()) for line in axes.lines} == points
+    assert picture.pixels.shape == (500, 800, 3)
+    for name, values in history.items():
+        if points.get(name):
+            low, high = axes.get_ylim()
+            assert low < next(iter(values.values())) < high
 
 
 class ShowsLabels(ShowsZ):
@@ -197,11 +266,7 @@ def test_labels_of_the_latent_pictures():
 
 
 def test_a_mixture_has_these_pictures_too():
-    assert drawn(GMVAE(2, k=3, x_dim=6), images(7, 6), torch.zeros(7).long()).keys() == {
-        "interpolations",
-        "manifold",
-        "posterior",
-    }
+    assert drawn(GMVAE(2, k=3, x_dim=6), images(7, 6), torch.zeros(7).long()).keys() == {"interpolations", "manifold"}
 
 
 def test_mistakes_are_the_most_confident_ones():

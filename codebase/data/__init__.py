@@ -1,9 +1,7 @@
-"""Data sets by name, as uint8 tensors.
+"""Data sets by name, as uint8 tensors. Scripts and notebooks use data.<name>.
 
-mnist, svhn, npz and glyphs are the sources of images. subsets chooses the images that are evaluated and the labelled
-images of an SSVAE. batches has the training batches, batches[t] for step t. Scripts and notebooks use data.<name>.
-
-Dimension letters: N images, B images of a batch, X pixels (channel first, flattened), C classes.
+mnist, svhn, npz and glyphs read or draw images; subsets chooses those that are evaluated, and the labelled ones of an
+SSVAE; batches has the training batches. N images, B images of a batch, X pixels (channel first, flattened), C classes.
 """
 
 # ruff: noqa: F401 (names imported here for use as data.<name>)
@@ -14,17 +12,9 @@ from typing import NamedTuple
 import torch
 
 from codebase.data import glyphs, mnist, npz, svhn
-from codebase.data.batches import (
-    Batches,
-    Prepared,
-    binarise,
-    binary_batches,
-    labelled_batches,
-    one_hot,
-    semi_supervised_batches,
-)
+from codebase.data.batches import Batches, Prepared, binarise, binary_batches, labelled_batches, semi_supervised_batches
 from codebase.data.download import DownloadError
-from codebase.data.subsets import binarise_once, binary_splits, labelled_splits, labelled_subset, test_subset
+from codebase.data.subsets import binarise_once, binary_splits, labelled_splits, labelled_subset, one_hot, test_subset
 from codebase.data.svhn import SVHN_SPLITS
 from codebase.errors import InputError
 from codebase.utils import scaled
@@ -43,7 +33,7 @@ class Data(NamedTuple):
     y_train: torch.Tensor  # (N,) int64, 0 to C - 1; None without labels
     x_test: torch.Tensor
     y_test: torch.Tensor
-    x_validation: torch.Tensor = None  # None without validation images
+    x_validation: torch.Tensor = None  # None or empty without validation images
     y_validation: torch.Tensor = None
 
     @property
@@ -51,20 +41,20 @@ class Data(NamedTuple):
         """X, the number of values of one image."""
         return self.x_train.shape[1]
 
+    @property
+    def n_validation(self):
+        """The number of validation images."""
+        return 0 if self.x_validation is None else len(self.x_validation)
+
     def about(self):
         """The description of the data set in results.json."""
-        about = {"name": self.name, "origin": self.origin, "shape": self.shape, "classes": self.classes}
-        return about | {"train": len(self.x_train), "test": len(self.x_test), "validation": self.n_validation}
+        sizes = {"train": len(self.x_train), "test": len(self.x_test), "validation": self.n_validation}
+        return {"name": self.name, "origin": self.origin, "shape": self.shape, "classes": self.classes} | sizes
 
     def sizes(self):
         """The numbers of images in words."""
         held_out = f", {self.n_validation:,} for validation" if self.n_validation else ""
         return f"{len(self.x_train):,} training and {len(self.x_test):,} test images{held_out}"
-
-    @property
-    def n_validation(self):
-        """The number of validation images."""
-        return 0 if self.x_validation is None else len(self.x_validation)
 
     def to(self, device):
         """The data set on a device."""
@@ -72,42 +62,38 @@ class Data(NamedTuple):
 
     def hold_out(self, n):
         """The data set whose last n training images are validation images. InputError if no training image is left."""
-        if n == 0:
-            return self
-        if n >= len(self.x_train):
-            raise InputError(f"--validation {n} leaves none of the {len(self.x_train):,} training images.")
-        x, y = self.x_train, self.y_train
-        held_out = {"x_train": x[:-n], "x_validation": x[-n:]}
-        return self._replace(**held_out, **({} if y is None else {"y_train": y[:-n], "y_validation": y[-n:]}))
+        x, y, left = self.x_train, self.y_train, len(self.x_train) - n
+        if left < 1:
+            raise InputError(f"--validation {n} leaves none of the {len(x):,} training images.")
+        images = self._replace(x_train=x[:left], x_validation=x[left:])
+        return images if y is None else images._replace(y_train=y[:left], y_validation=y[left:])
 
 
 def load(dataset, data_dir="data", usual="mnist", split="extra"):
-    """The data set of that name.
+    """The data set of that name. Raises InputError.
 
-    dataset: 'mnist' or 'svhn' (from data_dir; what is missing there is downloaded to it), 'glyphs' (the built-in
-    digits, grey, or in colour if `usual` is 'svhn'), the path of an .npz file, or 'auto': the data set `usual`,
-    or the glyphs, with a warning, if it cannot be downloaded. split: SVHN's training images: 'extra', 'train', or
-    'train+extra'. Raises InputError.
+    dataset: 'mnist' or 'svhn' (in data_dir; missing files are downloaded), 'glyphs' (the built-in digits, in colour if
+    `usual` is 'svhn'), the path of an .npz file, or 'auto': `usual`, or the glyphs, with a warning, if that cannot be
+    downloaded. split: SVHN's training images, a key of SVHN_SPLITS.
     """
-    dataset, folder, colour = str(dataset), Path(data_dir), usual == "svhn"
-    if split != "extra" and dataset not in ("auto", "svhn"):
-        raise InputError(f"--split {split} is for SVHN: it cannot be used with --dataset {dataset}.")
-    if dataset.endswith(".npz"):
-        return Data(*npz.read(Path(dataset)))
-    if dataset == "glyphs":
-        return draw_glyphs(colour)
-    if dataset not in ("auto", "mnist", "svhn"):
-        raise InputError(f"--dataset {dataset}: the choices are auto, mnist, svhn, glyphs, or a path of an .npz file.")
+    dataset, folder = str(dataset), Path(data_dir)
     name = usual if dataset == "auto" else dataset
+    if split != "extra" and name != "svhn":
+        raise InputError(f"--split {split} is for SVHN: it cannot be used with --dataset {dataset}.")
+    if name.endswith(".npz"):
+        return Data(*npz.read(Path(name)))
+    if name == "glyphs":
+        return draw_glyphs(usual == "svhn")
+    if name not in ("mnist", "svhn"):
+        raise InputError(f"--dataset {dataset}: the choices are auto, mnist, svhn, glyphs, or a path of an .npz file.")
     try:
         return Data(*(mnist.read(folder) if name == "mnist" else svhn.read(folder, split)))
     except DownloadError as error:
         if dataset != "auto":
             raise
-        line = "!" * 100
         instead = f"USING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not {usual.upper()}'s."
-        print(f"{line}\n{error}\n{instead}\n{line}")
-        return draw_glyphs(colour)
+        print("!" * 100, error, instead, "!" * 100, sep="\n")
+        return draw_glyphs(usual == "svhn")
 
 
 def draw_glyphs(colour):

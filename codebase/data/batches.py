@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from codebase.data.subsets import one_hot
 from codebase.errors import InputError
 from codebase.utils import scaled
 
@@ -25,14 +26,14 @@ class Batches:
         n = len(tensors[0])
         if batch_size > n:
             raise InputError(f"--batch_size {batch_size} is more than the {n:,} training images.")
-        self.tensors, self.batch_size, self.per_epoch, self.seed = tuple(tensors), batch_size, n // batch_size, seed
+        self.tensors, self.batch_size, self.seed = tuple(tensors), batch_size, seed
         self.epoch = self.order = None  # the newest one
 
     def __getitem__(self, t):
         n, device = len(self.tensors[0]), self.tensors[0].device
         if self.batch_size == n:
             return self.tensors
-        epoch, i = divmod(t, self.per_epoch)
+        epoch, i = divmod(t, n // self.batch_size)
         if epoch != self.epoch:
             order = np.random.default_rng([self.seed, epoch]).permutation(n)
             self.epoch, self.order = epoch, torch.from_numpy(order).to(device)
@@ -51,29 +52,21 @@ class Prepared:
 
 
 def binary_batches(x, batch_size, seed):
-    """batches[t] = (x,): freshly binarised grey images, otherwise as in Batches. x: (N, X) uint8. Gives (B, X)."""
+    """Batches (x,), (B, X), freshly binarised. x: grey images, (N, X) uint8."""
     return Prepared(lambda x: (binarise(x),), Batches((x,), batch_size, seed))
 
 
 def labelled_batches(x, y, classes, batch_size, seed):
-    """batches[t] = (x, y): images in [0, 1] with their labels as one-hot rows, otherwise as in Batches.
-
-    x: (N, X) uint8; y: (N,) int64. Gives (B, X) and (B, C), both float32.
-    """
+    """Batches (x, y): images in [0, 1], (B, X), and one-hot rows, (B, C), float32. x: (N, X) uint8; y: (N,) int64."""
     return Prepared(lambda x, y: (scaled(x), one_hot(y, classes)), Batches((x, y), batch_size, seed))
 
 
 def semi_supervised_batches(x, x_labelled, y_labelled, batch_size, seed):
-    """batches[t] = (x, x_labelled, y_labelled), all images freshly binarised, otherwise as in Batches.
+    """Batches (x, x_labelled, y_labelled), (B, X), (B', X) and (B', C), all images freshly binarised.
 
-    x: (N, X) uint8, all images; x_labelled: (L, X) uint8; y_labelled: (L, C), one-hot rows. Gives (B, X), (B', X) and
-    (B', C); B' = min(L, B): if L <= B, every batch has all labelled images.
+    x: (N, X) uint8, all images; x_labelled: (L, X) uint8; y_labelled: (L, C), one-hot rows. B' = min(L, B): if L <= B,
+    every batch has all labelled images.
     """
     every = Batches((x,), batch_size, seed)
     few = Batches((x_labelled, y_labelled), min(batch_size, len(x_labelled)), seed)
     return Prepared(lambda x, x_labelled, y: (binarise(x), binarise(x_labelled), y), every, few)
-
-
-def one_hot(y, classes):
-    """Labels (N,) int64 as one-hot rows (N, C), float32."""
-    return torch.nn.functional.one_hot(y, classes).float()

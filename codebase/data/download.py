@@ -1,8 +1,9 @@
 """Downloads of MNIST and SVHN by torchvision. If one fails, the error says which files to put where."""
 
 import contextlib
-import io
 import socket
+
+from filelock import FileLock
 
 from codebase.errors import InputError
 
@@ -15,16 +16,16 @@ class DownloadError(InputError):
 
 @contextlib.contextmanager
 def downloading(what, files):
-    """In the block: torchvision downloads files that are missing.
+    """In the block: torchvision downloads `files`, what is missing of the data set `what`, to one folder.
 
-    what: the data set's name for the messages; files: the paths of the missing files, all in one folder. If anything
-    fails, these files are deleted, and DownloadError says which files to put where.
+    If anything fails, they are deleted, and DownloadError says which files to put where.
     """
     folder, done, before = files[0].parent, False, socket.getdefaulttimeout()
     print(f"downloading  {what} to {folder}", flush=True)
     try:
         socket.setdefaulttimeout(TIMEOUT)
-        with contextlib.redirect_stdout(io.StringIO()):  # hides torchvision's list of failed servers
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # another process may download them at the same time
             yield
         done = True
     except Exception as error:  # of the network, the server, or the disk: many types
@@ -36,4 +37,4 @@ def downloading(what, files):
         socket.setdefaulttimeout(before)
         for path in files:
             if not done and path.is_file():
-                path.unlink()  # incomplete
+                path.unlink()  # incomplete; also after Ctrl-C

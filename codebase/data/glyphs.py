@@ -1,13 +1,11 @@
 """The built-in digits: images like handwriting, in the shapes of MNIST and SVHN, made from a seed without a download.
 
 A font gives each digit a few skeletons, made of strokes. A table holds the distances from a grid of points to each
-skeleton. A pixel is mapped into this table by the image's random pose (size, proportions, slant, rotation, place) and
-elastic deformation (a cubic B-spline of random displacements). It has ink if its distance there is below half of the
-stroke's width.
+skeleton. A pixel is mapped into it by a random pose and an elastic deformation; it has ink if its distance there is
+below half of the stroke's width.
 
-The same seed gives the same bytes on every machine. The random numbers are those of numpy's RandomState, which never
-changes. The only operations are elementwise addition, multiplication, division and square root, whose results IEEE 754
-defines to the last bit. exp, sin and matrix products are avoided: their last bits differ between machines.
+The same seed gives the same bytes on every machine: numpy's RandomState never changes, and IEEE 754 defines elementwise
++, *, / and square roots to the last bit. exp, sin and matrix products are avoided: they differ between machines.
 """
 
 import os
@@ -47,9 +45,8 @@ CELLS = 128  # the table of distances: CELLS x CELLS over the square from -0.5 t
 KNOTS = 6  # control points of the deformation, in each direction
 CHUNK = 512  # images drawn at a time, so that the temporary arrays stay in the processor's cache
 
-# Ranges of the random numbers: height (pixels), width / height, slant, turn (tangent of half the rotation angle), place
-# x and y (pixels), half width of the stroke (pixels; in colour: relative to the height), softness of its edge (pixels)
-# and deformation (pixels).
+# Ranges of: height (pixels), width / height, slant, turn (tangent of half the rotation angle), place x and y (pixels),
+# half width of the stroke (pixels; in colour: / height), softness of its edge (pixels) and deformation (pixels).
 GREY = ((14, 22), (0.5, 1.15), (-0.35, 0.65), (-0.18, 0.18), (-2.5, 2.5), (-2.5, 2.5), (0.5, 2.0), (0.9, 1.6), (-7, 7))
 COLOUR = ((14, 30), (0.45, 0.95), (-0.15, 0.35), (-0.12, 0.12), (-3, 3), (-3, 3), (0.03, 0.12), (0.8, 3.5), (-2, 2))
 
@@ -98,9 +95,8 @@ def spline_weights(size, knots):
 def ink(tables, size, skeleton, pose, bend):
     """How much ink each pixel has, in [0, 1]. Returns (n, size, size) float32.
 
-    tables: (S * CELLS * CELLS,) distances to S skeletons; skeleton: (n,), indices 0 to S - 1; pose: (n, 8) float32, the
-    columns named below, as in GREY but with width and half width in pixels; bend: (n, 2, knots, knots) displacements in
-    pixels.
+    tables: (S * CELLS * CELLS,) distances to S skeletons; skeleton: (n,), indices 0 to S - 1; pose: (n, 8) float32, as
+    in GREY but with width and half width in pixels; bend: (n, 2, knots, knots) displacements in pixels.
     """
     height, width, slant, turn, place_x, place_y, half_width, softness = pose.T[:, :, None, None]
 
@@ -137,10 +133,10 @@ def between(random, low, high, *shape):
 
 
 def draw(n, seed, colour=False):
-    """n digits and their labels, a function of (n, seed, colour) only.
+    """n digits and their labels 0 to 9, int64, (n,), a function of (n, seed, colour) only.
 
-    Returns images, uint8, and labels 0 to 9, int64, (n,). Images are white on black, (n, 1, 28, 28), or with colour
-    (n, 3, 32, 32): digits on a background of another colour, parts of other digits at the edges, as in house numbers.
+    The images, uint8, are white on black, (n, 1, 28, 28), or with colour (n, 3, 32, 32): digits on a background of
+    another colour, parts of other digits at the edges, as in house numbers.
     """
     random = np.random.RandomState(seed)
     size, (*ranges, bends) = (32, COLOUR) if colour else (28, GREY)

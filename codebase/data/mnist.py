@@ -1,5 +1,6 @@
 """MNIST, in torchvision's layout: four files in DATA_DIR/MNIST/raw, each plain or gzipped."""
 
+import contextlib
 import gzip
 import hashlib
 import zlib
@@ -20,7 +21,8 @@ MNIST_FILES = {  # name: SHA-256 of the unpacked file
 def read(data_dir):
     """The fields of Data. Missing files are downloaded. Raises DownloadError, and InputError for wrong files."""
     raw = data_dir / "MNIST" / "raw"
-    missing = [raw / f"{name}.gz" for name in MNIST_FILES if not existing_file(raw / name)]
+    zipped = [raw / f"{name}.gz" for name in MNIST_FILES]
+    missing = [path for path in zipped if not (path.is_file() or path.with_suffix("").is_file())]
     if missing:
         from torchvision.datasets import MNIST  # imported here, because it takes a second
 
@@ -29,19 +31,13 @@ def read(data_dir):
     return "mnist", f"MNIST from {raw}", (1, 28, 28), 10, *(read_file(raw / name) for name in MNIST_FILES)
 
 
-def existing_file(path):
-    """The path of the file, plain or gzipped; None if neither exists."""
-    return next((each for each in (path, path.with_name(f"{path.name}.gz")) if each.is_file()), None)
-
-
 def read_file(path):
     """The images (N, 784), uint8, or labels (N,), int64, of a file. Raises InputError if its checksum is wrong."""
-    there, content = existing_file(path), bytearray()
-    try:
-        with gzip.open(there) if there.suffix == ".gz" else open(there, "rb") as file:
-            content += file.read()
-    except (gzip.BadGzipFile, EOFError, zlib.error):
-        content.clear()  # makes the checksum wrong
+    there = path if path.is_file() else path.with_name(f"{path.name}.gz")
+    content = bytearray(there.read_bytes())
+    if there != path:
+        with contextlib.suppress(gzip.BadGzipFile, EOFError, zlib.error):  # a damaged file: the checksum is wrong
+            content = bytearray(gzip.decompress(content))
     if hashlib.sha256(content).hexdigest() != MNIST_FILES[path.name]:
         raise InputError(
             f"{there} is not MNIST's file of that name, or is damaged: delete it to download it again. "

@@ -11,26 +11,23 @@ CHUNK = 4096  # images that are transposed at a time, so that there is no second
 
 
 def read(data_dir, split):
-    """The fields of Data. Files that are missing are downloaded. split: the training images, a key of SVHN_SPLITS.
-
-    Raises InputError for a file that is not SVHN's, and DownloadError.
-    """
+    """The fields of Data. Missing files are downloaded. Raises DownloadError, and InputError for wrong files."""
     from torchvision.datasets import SVHN, utils  # imported here, because it takes a second
 
     files = {part: data_dir / f"{part}_32x32.mat" for part in (*SVHN_SPLITS[split], "test")}
     missing = {part: path for part, path in files.items() if not path.is_file()}
     if missing:
         with downloading("SVHN", list(missing.values())):
-            for part, path in missing.items():
+            for part in missing:
                 url, name, md5 = SVHN.split_list[part]
-                utils.download_url(url, path.parent, name, md5)
+                utils.download_url(url, data_dir, name, md5)
     *train, test = map(read_file, files.values())
     x, y = train[0] if len(train) == 1 else map(torch.cat, zip(*train, strict=True))
     return "svhn", f"SVHN, {split}, from {data_dir}", (3, 32, 32), 10, x, y, *test
 
 
 def read_file(path):
-    """The images (N, 3072), uint8, and labels (N,), int64, of one file. Raises InputError if its checksum is wrong.
+    """The images (N, 3072), uint8, and labels (N,), int64, of a file. Raises InputError if its checksum is wrong.
 
     The file holds X, (32, 32, 3, N) uint8: row, column, channel, image; and y, (N, 1), with 10 for the digit 0.
     """
