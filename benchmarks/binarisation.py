@@ -32,7 +32,7 @@ def main():
     grey = images.x_test[data.test_subset(images)]
     torch.manual_seed(0)
     nelbos = [evaluate.elbo(model, (data.binarise(grey),))["nelbo"].mean for _ in range(200)]
-    usual = evaluate.elbo(model, data.binary_splits(images, "cpu")["subset"])["nelbo"].mean
+    usual = evaluate.elbo(model, data.binary_splits(images)["subset"])["nelbo"].mean
     print(f"negative ELBO on the subset, {len(nelbos)} binarisations: {statistics.mean(nelbos):.2f}, ", end="")
     print(f"standard deviation {statistics.stdev(nelbos):.2f}, {min(nelbos):.2f} to {max(nelbos):.2f}; ", end="")
     print(f"the one used here {usual:.2f}")
