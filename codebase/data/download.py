@@ -35,6 +35,6 @@ def downloading(what, files):
         raise DownloadError(line) from error
     finally:
         socket.setdefaulttimeout(before)
-        for path in files:
-            if not done and path.is_file():
-                path.unlink()  # incomplete; also after Ctrl-C
+        for path in [folder / ".lock", *(files if not done else [])]:  # files are incomplete then; also after Ctrl-C
+            if path.is_file():
+                path.unlink()
