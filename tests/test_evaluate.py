@@ -32,7 +32,7 @@ def test_one_image_whose_bound_is_not_finite_is_an_error(bad):
 def test_a_bound_is_one_number_for_each_image():
     model = VAE(z_dim=1)
     model.log_likelihood = lambda x, z: torch.zeros(len(x), len(x))
-    with pytest.raises(InputError, match=r"one number for each image; they are of shape \(3, 3\)"):
+    with pytest.raises(InputError, match=r"one number for each image; they have shape \(3, 3\)"):
         evaluate.elbo(model, (torch.zeros(3, 784),))
 
 
@@ -57,7 +57,7 @@ def test_elbo_averages_ten_draws_of_each_image():
 
 def test_every_chunk_has_random_numbers_of_its_own():
     with evaluate.evaluating(VAE()):
-        noise = evaluate.each_chunk(lambda x: {"noise": torch.randn(len(x))}, (torch.zeros(30, 1),), 10)["noise"]
+        noise = evaluate.each_chunk(VAE(), lambda x: {"noise": torch.randn(len(x))}, (torch.zeros(30, 1),), most=10)["noise"]
     assert len(noise.unique()) == 30
 
 
