@@ -57,7 +57,9 @@ def test_elbo_averages_ten_draws_of_each_image():
 
 def test_every_chunk_has_random_numbers_of_its_own():
     with evaluate.evaluating(VAE()):
-        noise = evaluate.each_chunk(VAE(), lambda x: {"noise": torch.randn(len(x))}, (torch.zeros(30, 1),), most=10)["noise"]
+        noise = evaluate.each_chunk(VAE(), lambda x: {"noise": torch.randn(len(x))}, (torch.zeros(30, 1),), most=10)[
+            "noise"
+        ]
     assert len(noise.unique()) == 30
 
 

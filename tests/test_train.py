@@ -179,7 +179,9 @@ def ones(n=1):
 @pytest.mark.parametrize("at", [2, 7, 57, 100])
 def test_a_loss_that_is_not_finite_is_named(at):
     """check_loss has computed the loss once before."""
-    message = f"the loss of step {at - 1} is inf; gen/kl_z is inf. A smaller --lr may help"
+    message = (
+        rf"the loss of step {at - 1} is inf \(train/loss inf, gen/rec \S+, gen/kl_z inf\)\. A smaller --lr may help"
+    )
     with pytest.raises(NonFiniteError, match=message):
         train(Explodes(at), ones(), 300)
 
@@ -199,39 +201,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(vae, folders
     assert [path.name for path in sorted(folders()[0].glob("model-*"))] == [f"model-000{step}.pt" for step in kept]
 
 
-RESULTS = [
-    (torch.ones(()), "it returned a tensor of shape ()"),
-    ((torch.ones(()), torch.ones(())), "it returned (a tensor of shape (), a tensor of shape ())"),
-    (None, "it returned a NoneType"),
-    ((torch.ones(100), {}), "the loss is a tensor of shape (100,)"),
-    ((1.0, {}), "the loss is a float"),
-    ((torch.ones(()), {"a": torch.ones(()), "gen/x": torch.ones(3, 1)}), "gen/x is a tensor of shape (3, 1)"),
-    ((torch.ones(()), {"gen/x": 2.0}), "gen/x is a float"),
-]
+ONE = torch.ones((), requires_grad=True)
+RESULTS = [ONE, (ONE, ONE), None, (torch.ones(100, requires_grad=True), {}), (1.0, {}), (torch.ones(()), {})]
+RESULTS += [(ONE, {"a": ONE, "gen/x": torch.ones(3, 1)}), (ONE, {"gen/x": 2.0}), (ONE, {"gen/x": np.float64(2)})]
 
 
-@pytest.mark.parametrize(("result", "complaint"), RESULTS)
-def test_a_loss_that_is_none_is_a_sentence(monkeypatch, result, complaint):
+@pytest.mark.parametrize("result", RESULTS)
+def test_a_loss_that_is_none_is_a_sentence(monkeypatch, result):
+    """No pair, no scalars, no tensors, or detached."""
     monkeypatch.setattr(VAE, "loss", lambda model, x: result)
     with pytest.raises(InputError) as raised:
-        check_loss(VAE(z_dim=2), ones(784))
-    assert f"model.loss must return a pair, (scalar tensor, {{tag: scalar tensor}}); {complaint}." in str(raised.value)
-
-
-def test_a_loss_without_a_gradient_is_a_sentence(monkeypatch):
-    monkeypatch.setattr(VAE, "loss", lambda model, x: (torch.ones(()), {}))
-    with pytest.raises(InputError, match="Is it detached"):
         train(VAE(z_dim=2), ones(784), 3)
-
-
-def test_weights_that_are_no_tensors_cannot_be_saved(monkeypatch):
-    monkeypatch.setattr(VAE, "get_extra_state", lambda model: {"a": 1}, raising=False)
-    with pytest.raises(InputError, match="the model's state_dict must hold tensors only; _extra_state is a dict"):
-        check_loss(VAE(z_dim=2), ones(784))
-
-
-def test_no_steps():
-    assert train(VAE(z_dim=2), ones(784), 0) == {}
+    must = "model.loss must return a pair, (scalar tensor with a gradient, {tag: scalar tensor}); it returned "
+    assert str(raised.value) == f"{must}{' '.join(str(result).split())[:200]}."
 
 
 def test_checking_the_loss_changes_nothing():
