@@ -32,7 +32,7 @@ def test_log_prior():
 
 
 def test_terms_of_the_elbo():
-    """kl = log q(z|x) - log p(z) and rec = -log p(x|z), at one and the same z ~ q(z|x)."""
+    """kl = log q(z|x) - log p(z) and rec = -log p(x|z), at one and the same z ~ q(z|x); and their gradients."""
     model = spread_out(GMVAE(z_dim=3, k=7).double())
     x = torch.randint(0, 2, (8, 784)).double()
     qm, qv = model.posterior(x)
@@ -41,9 +41,11 @@ def test_terms_of_the_elbo():
     terms = model.elbo_terms(x)
     torch.manual_seed(1)
     z = q.rsample()
-    torch.testing.assert_close(terms["kl"], q.log_prob(z) - oracle(model).log_prob(z))
-    torch.testing.assert_close(terms["rec"], -Bernoulli(logits=model.dec(z)).log_prob(x).sum(-1))
-    torch.testing.assert_close(terms["nelbo"], terms["kl"] + terms["rec"])
+    kl = q.log_prob(z) - oracle(model).log_prob(z)
+    rec = -Bernoulli(logits=model.dec(z)).log_prob(x).sum(-1)
+    torch.testing.assert_close(terms, {"nelbo": kl + rec, "kl": kl, "rec": rec})
+    gradients = (torch.autograd.grad(loss.mean(), list(model.parameters())) for loss in (terms["nelbo"], kl + rec))
+    torch.testing.assert_close(*gradients)
 
 
 def test_the_iwae_bound_from_its_definition():
