@@ -130,7 +130,9 @@ def test_bits_per_dimension_of_a_probability():
     p = Normal(torch.rand(4, 50, dtype=torch.float64), 0.1**0.5)
     k = torch.randint(0, 256, (4, 50))
     exact = masses(p, k)
-    bits = evaluate.bits_per_dimension(evaluate.over_images(50 * math.log(2) * exact), 50, False)
+    nats = evaluate.over_images(50 * math.log(2) * exact)
+    bits, of_density = (evaluate.bits_per_dimension(nats, 50, is_density) for is_density in (False, True))
+    assert of_density.mean - bits.mean == pytest.approx(math.log2(255))  # for the noise
     assert (bits.mean, bits.se) == pytest.approx((exact.mean().item(), exact.std().item() / 4**0.5))
 
 
