@@ -2,7 +2,7 @@
 
 A split is a tuple of tensors with a row for each image, as the model's methods take them: (x,), or (x, y) with labels.
 If x is uint8, it is scaled to [0, 1] chunk by chunk, so that a large test set needs little memory.
-Dimension letters: B images, D latent dimensions, M importance samples.
+Dimension letters: N images of a split, B of a chunk, D latent dimensions, M importance samples, C classes.
 """
 
 import math
@@ -25,10 +25,7 @@ ELBO_SAMPLES = 10  # draws of z averaged for each image; then the spread between
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n images, and its standard error over them: their standard deviation / sqrt(n), nan for n = 1.
-
-    values: the numbers of the images, (n,), for differences image by image; None if they are not known.
-    """
+    """A mean over n images and its standard error, nan if it is not known. values: (n,), the images' own, if known."""
 
     mean: float
     se: float
@@ -48,11 +45,9 @@ class Estimate:
 
 
 def over_images(values):
-    """The Estimate from one number per image, (n,). NonFiniteError if one of them is not finite."""
+    """The Estimate from one number per image, (n,): its se is their standard deviation / sqrt(n), nan for n = 1."""
     if values.dim() != 1:
-        raise InputError(
-            f"a model's bounds must be one number for each image; they are of shape {tuple(values.shape)}."
-        )
+        raise InputError(f"a model's bounds must be one number for each image; they have shape {tuple(values.shape)}.")
     values, n = values.cpu().double(), len(values)  # Apple's GPUs have no float64
     bad = n - int(values.isfinite().sum())
     if bad:
@@ -73,26 +68,28 @@ def evaluating(model):
             model.train(was_training)
 
 
-def each_chunk(function, split, size, noise=False):
-    """function(*chunk) for each chunk of `size` images of a split, concatenated: {name: tensor}, one row per image.
+def rows_at_once(x):
+    """MAX_ROWS for x: (N, X) of up to 784 pixels, fewer for more."""
+    return MAX_ROWS * 784 // max(784, x.shape[1])
 
-    function: x, *y as floats -> {name: tensor}, one row per image. The random seed of chunk i is i, so the results do
-    not depend on how many processes share the chunks. noise: see dequantised. To be called inside `evaluating`.
+
+def each_chunk(model, function, split, noise=False, most=MAX_ROWS):
+    """function(*chunk) for each chunk of at most `most` images, concatenated: {name: tensor}, one row per image.
+
+    function: x, *y as floats -> {name: tensor}, one row per image, called inside `evaluating`. noise: see dequantised.
+    The random seed of chunk i is i, so the results do not depend on how many processes share the chunks.
     """
-    parts = list(zip(*(t.split(size) for t in split), strict=True))
-    own = []
-    for i in range(processes.rank(), len(parts), processes.size()):
-        torch.manual_seed(i)
-        x, *y = map(scaled, parts[i])
-        results = function(dequantised(x) if noise else x, *y)
-        own.append({name: values.cpu() for name, values in results.items()})
+    labels = max(10, getattr(model, "labels_per_image", 1))  # up to 10 need no smaller chunks
+    size = max(1, min(most, rows_at_once(split[0]) * 10 // labels))
+    parts, own = list(zip(*(t.split(size) for t in split), strict=True)), []
+    with evaluating(model):
+        for i in range(processes.rank(), len(parts), processes.size()):
+            torch.manual_seed(i)
+            x, *y = map(scaled, parts[i])
+            results = function(dequantised(x) if noise else x, *y)
+            own.append({name: values.cpu() for name, values in results.items()})
     every = processes.gather(own)
     return {name: torch.cat([each[name] for each in every]).to(split[0].device) for name in every[0]}
-
-
-def chunk_size(x, labels=1):
-    """MAX_ROWS, or fewer if images x (N, X) have more than 784 pixels, or the sums run over more than 10 labels."""
-    return max(1, MAX_ROWS * 784 // max(784, x.shape[1]) * 10 // max(10, labels))
 
 
 def elbo(model, split, noise=False, samples=None):
@@ -106,22 +103,16 @@ def elbo(model, split, noise=False, samples=None):
         draws = [model.elbo_terms(x, *y) for _ in range(samples)]
         return {name: sum(draw[name] for draw in draws) / samples for name in draws[0]}
 
-    with evaluating(model):
-        of_images = each_chunk(terms, split, chunk_size(split[0], model.labels_per_image), noise)
-    return {name: over_images(values) for name, values in of_images.items()}
+    return {name: over_images(values) for name, values in each_chunk(model, terms, split, noise).items()}
 
 
 def iwae(model, split, ms=(1, 10, 100, 1000), noise=False):
-    """The negative IWAE bounds -L_m on a split, in nats, and how far to trust them.  (Problem 3.3)
+    """The negative IWAE bounds -L_m on a split, in nats, unbiased, and how far to trust them.  (Problem 3.3)
 
-    Returns {m: Estimate}, each unbiased, and an Estimate of the relative effective sample size of an image's max(ms)
-    importance weights, (sum w)^2 / (M sum w^2), in (0, 1]. It is 1 if q(z|x) is the true posterior; then every bound is
-    exactly log p(x). It is 1/M if one sample outweighs all others; then more samples would still tighten the bound.
-
-    All bounds come from the same M = max(ms) samples of each image. L_m is averaged over M // m disjoint groups of m
-    samples, which is more precise than one group. If each m divides the next one, a larger m never has a looser bound.
-    Memory is limited by MAX_ROWS, except for the log-weights of MAX_IMAGES images: 4 bytes for each sample.
-    noise: of the images with noise; see dequantised.
+    Returns {m: Estimate}, and an Estimate of the relative effective sample size of an image's M = max(ms) importance
+    weights, (sum w)^2 / (M sum w^2): from 1/M, where one sample outweighs all others, to 1, where q(z|x) is the true
+    posterior and every L_m is log p(x). L_m is averaged over M // m disjoint groups of the M samples: if each m divides
+    the next one, a larger m never has a looser bound. noise: of the images with noise; see dequantised.
     """
     largest, labels = max(ms), model.labels_per_image
     hidden = processes.launched() > 0
@@ -129,7 +120,7 @@ def iwae(model, split, ms=(1, 10, 100, 1000), noise=False):
 
     def bounds(x, *y):
         log_w = x.new_empty(largest, len(x))  # (M, B), filled in place: small pieces would fragment the heap
-        for part in log_w.split(max(1, chunk_size(x) // (len(x) * labels))):
+        for part in log_w.split(max(1, rows_at_once(x) // (len(x) * labels))):
             part.copy_(model.log_weights(x, len(part), *y)[0])
         of_m = {}  # {m: (B,)}
         for m in ms:
@@ -139,8 +130,8 @@ def iwae(model, split, ms=(1, 10, 100, 1000), noise=False):
         bar.update(len(x) * processes.size())  # the other processes do equally many at the same time
         return of_m | {"ess": ess}
 
-    with evaluating(model), bar:
-        of_images = each_chunk(bounds, split, min(MAX_IMAGES, chunk_size(split[0], labels)), noise)
+    with bar:
+        of_images = each_chunk(model, bounds, split, noise, MAX_IMAGES)
     ess = over_images(of_images.pop("ess"))
     return {m: over_images(values) for m, values in of_images.items()}, ess
 
@@ -151,11 +142,10 @@ def dequantised(x):
 
 
 def bits_per_dimension(nats, dimensions, is_density):
-    """An Estimate of a bound on -log p(x), in nats, as bits per dimension, for images of `dimensions` 8-bit values.
+    """An Estimate of a bound on -log p(x), in nats, as bits per dimension, for images of X = dimensions 8-bit values.
 
-    If p is a density, it must be that of the images with noise, `dequantised`. The probability P of an image is the
-    integral of p over the cube of side 1 / 255 around it, so by Jensen's inequality -log P <= E_u[-log p(x + u)] +
-    X log 255 (Theis et al. 2016, section 3.1): so the bits are a bound, too.
+    A density p must be that of the images with noise, x + u: its integral over the cube of side 1 / 255 around x is
+    P(x), so by Jensen's inequality -log P(x) <= E_u[-log p(x + u)] + X log 255 (Theis et al. 2016, section 3.1).
     """
     per_bit = dimensions * math.log(2)
     return Estimate(nats.mean / per_bit + (math.log2(255) if is_density else 0), nats.se / per_bit, nats.n)
@@ -163,15 +153,14 @@ def bits_per_dimension(nats, dimensions, is_density):
 
 def classify(model, x):
     """log q(y|x) of images x (N, X). Returns (N, C)."""
-    with evaluating(model):
-        return each_chunk(lambda x: {"log_q": model.log_q_y(x)}, (x,), chunk_size(x))["log_q"]
+    return each_chunk(model, lambda x: {"log_q": model.log_q_y(x)}, (x,))["log_q"]
 
 
 def accuracy(log_q, y):
     """The percentage of images whose most probable label is the true one, and the confusion matrix.
 
-    log_q: (N, C); y: (N,), the true labels. Returns an Estimate with the binomial standard error,
-    100 sqrt(p (1 - p) / N), and the counts (C, C): row = true class, column = predicted class.
+    log_q: (N, C); y: (N,), the true labels. Returns an Estimate with the binomial standard error, and the counts
+    (C, C): row = true class, column = predicted class.
     """
     n, classes = log_q.shape
     counts = torch.bincount(y * classes + log_q.argmax(-1), minlength=classes**2).reshape(classes, classes)
@@ -180,25 +169,20 @@ def accuracy(log_q, y):
 
 
 def mistakes(log_q, y):
-    """For each pair of classes, the image of the first that is most confidently classified as the second.
+    """For each pair of classes, the index of the image of the first that is most confidently taken for the second.
 
-    log_q, y as in `accuracy`. Returns indices (C, C): row = true class, column = predicted class, and -1 if there is no
-    such mistake, as on the diagonal.
+    log_q, y: as in `accuracy`. Returns (C, C), row = true class, column = predicted class; -1: none, or the diagonal.
     """
-    confidence, predicted = (each.cpu() for each in log_q.max(-1))
-    y = y.cpu()
-    worst = torch.full((log_q.shape[1],) * 2, -1)
-    wrong = (predicted != y).nonzero()[:, 0]
-    for i in wrong[confidence[wrong].argsort()].tolist():  # ascending: the most confident one is written last
+    confidence, predicted = log_q.cpu().max(-1)
+    y, worst = y.cpu(), torch.full((log_q.shape[1],) * 2, -1)
+    for i in confidence.argsort().tolist():  # ascending: the most confident one is written last
         worst[y[i], predicted[i]] = i
-    return worst
+    return worst.fill_diagonal_(-1)
 
 
 def posterior_means(model, split):
     """E[z|x] under q(z|x), for each image of a split. Returns (N, D)."""
-    with evaluating(model):
-        means = each_chunk(lambda *xy: {"z": model.mean_z(*xy)}, split, chunk_size(split[0], model.labels_per_image))
-    return means["z"]
+    return each_chunk(model, lambda *xy: {"z": model.mean_z(*xy)}, split)["z"]
 
 
 def latent_units(model, split):

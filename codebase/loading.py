@@ -12,12 +12,10 @@ from codebase.runs import checkpoints
 
 
 def load(path, model=None, device="cpu"):
-    """The trained model of a run, in evaluation mode.
+    """The trained model of a run, in evaluation mode. InputError if there are no weights, or if they do not fit.
 
     path: a run's folder under checkpoints/, for its newest weights, or a file of weights, also of the homework's own
-    code. model: a model to fill. Without it, class and sizes are inferred from the weights, which works for the four
-    models with the homework's networks. Raises InputError if there are no weights, if they do not fit, or if the run's
-    folder names another model than the one inferred: a model of one's own may have weights of the same shapes.
+    code. model: a model to fill; without it, it is one of the four models, with the homework's networks.
     """
     path = Path(path)
     if path.is_dir():
@@ -32,25 +30,23 @@ def load(path, model=None, device="cpu"):
 
 
 def model_of(weights, path):
-    """A new model. Its class and sizes are inferred from the weights; if that fails, InputError names `path`."""
+    """A new model, whose class and sizes are inferred from the weights. InputError if they are another model's."""
     try:
         n_hidden, n_in = weights["dec.net.0.weight"].shape  # first layer of the decoder; its input is (z, y)
         x_dim, z_dim = len(weights["dec.net.4.weight"]), len(weights["enc.net.4.weight"]) // 2
-        k = weights["z_pre"].shape[1] // 2 if "z_pre" in weights else None
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} has other networks than the homework's: give the model, too: load(path, VAE(enc=..., dec=...))."
         ) from error
-    classes = n_in - z_dim
-    sizes = {"z_dim": z_dim, "x_dim": x_dim, "n_hidden": n_hidden}
-    if k is not None:
-        model = GMVAE(k=k, **sizes)
+    sizes, classes = {"z_dim": z_dim, "x_dim": x_dim, "n_hidden": n_hidden}, n_in - z_dim
+    if "z_pre" in weights:
+        model = GMVAE(k=weights["z_pre"].shape[1] // 2, **sizes)
     elif "cls.net.4.weight" in weights:
         model = SSVAE(classes=classes, **sizes)
     else:
         model = FSVAE(classes=classes, **sizes) if classes > 0 else VAE(**sizes)
     of_run = re.match(r"model=([^=]+)_[^=_]+=", path.absolute().parent.name)  # model=NAME_FLAG=...
-    if of_run and of_run[1] != type(model).__name__.lower():
+    if of_run and of_run[1] != type(model).__name__.lower():  # a model of one's own may have weights of these shapes
         raise InputError(
             f"{path} is of the model {of_run[1]}, although its weights look like those of {type(model).__name__}: give "
             "the model, too: load(path, model)."

@@ -1,4 +1,4 @@
-"""The states of torch's random number generators: the CPU's, and that of the GPU in use."""
+"""The states of torch's random number generators, {device: state}: the CPU's, and that of the GPU in use."""
 
 import contextlib
 
@@ -6,7 +6,6 @@ import torch
 
 
 def random_state():
-    """The present states, {device: state}."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = [torch.cuda.get_rng_state()]  # a list, as in older training states
@@ -16,7 +15,7 @@ def random_state():
 
 
 def set_random_state(state):
-    """Restore the generators to `state`. Devices that this machine does not have are ignored."""
+    """Restore the generators. Devices that this machine does not have are ignored."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"][0])

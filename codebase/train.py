@@ -17,9 +17,7 @@ class Adam(torch.optim.Optimizer):
         p = p - lr weight_decay p
         p = p - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps),   t: the steps so far, this one included
 
-    The same numbers as torch.optim.Adam, up to rounding. This class exists because torch.compile can compile it
-    together with the gradient, but not torch.optim's. Any optimizer of torch.optim can be used instead.
-    The learning rate, param_groups[i]["lr"], is a tensor: change it in place.
+    Unlike that of torch.optim, it can be compiled together with the gradient. The rate is a tensor: see set_rate.
     """
 
     def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0):
@@ -31,7 +29,7 @@ class Adam(torch.optim.Optimizer):
         self.move()
 
     def move(self):
-        """Move lr and t to the GPU if the parameters are there, so that CUDA graphs see them change."""
+        """Put lr and t on the GPU if the parameters are there: CUDA graphs would not see them change elsewhere."""
         for group in self.param_groups:
             if group["params"][0].is_cuda:
                 group["lr"], group["t"] = group["lr"].cuda(), group["t"].cuda()
@@ -42,13 +40,11 @@ class Adam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        """One step for every parameter that has a gradient."""
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             lr, t = group["lr"], group["t"]
             t.add_(1)
-            # Bias corrections, computed once per step outside the kernel: exp(t log beta) is beta^t. The compiler would
-            # compute a power again for each weight.
+            # The bias corrections once per step: the compiler would compute a power again for each weight.
             rate = (lr / (1 - torch.exp(t * math.log(beta1)))).float()
             scale = ((1 - torch.exp(t * math.log(beta2))) ** -0.5).float()
             moved = [p for p in group["params"] if p.grad is not None]
@@ -73,8 +69,7 @@ class Adam(torch.optim.Optimizer):
 def training_step(model, optimizer, batch):
     """One training step: the loss, its gradient, a step of the optimizer. Returns {tag: scalar} for the curves.
 
-    This is the only definition of the step; codebase/fast.py compiles it, so an edit of it has an effect there, too.
-    If several processes train the model, the batch is this process's rows; gradients are averaged over them.
+    codebase/fast.py compiles this function. If several processes train the model, the batch is this process's rows.
     """
     loss, terms = model.loss(*batch)
     model.zero_grad()
@@ -87,9 +82,8 @@ def training_step(model, optimizer, batch):
 def updates(model, batches, steps, optimizer, step=training_step):
     """Train: after each step t of `steps`, yields t + 1, the number of finished steps, and what `step` has returned.
 
-    batches[t]: a tuple of tensors on the model's device. step: as training_step. A model can have a buffer `step`, as
-    the VAE has: it holds the number of finished steps while a loss is computed. A loss that changes during training (a
-    warm-up) uses it, and so is right after a resume, too, and in a compiled step.
+    batches[t]: a tuple of tensors on the model's device. step: as training_step. If the model has a buffer `step`, it
+    holds t meanwhile, for a loss that changes during training.
     """
     model.train()
     finished = dict(model.named_buffers()).get("step")
@@ -100,10 +94,9 @@ def updates(model, batches, steps, optimizer, step=training_step):
 
 
 def train(model, batches, n, optimizer=None):
-    """n steps of training, without a run: no files, no curves. Returns {tag: [its value at each step]}.
+    """n > 0 steps of training, without a run: no files. Returns {tag: [its value at each step]}.
 
-    batches[t], t = 0, ..., n - 1: as in updates. optimizer: Adam if it is not given. NonFiniteError if a loss or a
-    weight is not finite.
+    batches: as in updates. optimizer: by default Adam. NonFiniteError if a loss or a weight is not finite.
     """
     optimizer = optimizer or Adam(model.parameters())
     check_loss(model, batches)
@@ -116,8 +109,7 @@ def learning_rate(lr, schedule, iter_max, steps_per_epoch):
     """The learning rate as a function of t, the number of finished steps; None if it is constant.
 
     schedule: 'constant'; 'cosine', lr (1 + cos(pi t / iter_max)) / 2; steps such as '8000,16000', at each of which it
-    is divided by 10; or 'burda', lr 10^(-i/7) for 3^i epochs, i = 0, 1, ..., 7 (Burda et al. 2016, section 5; 3,280
-    epochs in all, and then the last rate).
+    is divided by 10; or 'burda', lr 10^(-i/7) for 3^i epochs, i = 0, ..., 7, then the last (Burda et al. 2016, s. 5).
     """
     if schedule == "constant":
         return None
@@ -140,76 +132,50 @@ def set_rate(optimizer, lr):
 
 
 def check_loss(model, batches):
-    """InputError if model.loss does not return a pair, (a scalar tensor with a gradient, {tag: scalar tensor}).
-
-    Also if the model's weights are no tensors, which could not be loaded again.
-    """
+    """InputError if model.loss does not return a pair, (a scalar tensor with a gradient, {tag: scalar tensor})."""
     with kept_random_state():
         buffers = [buffer.clone() for buffer in model.buffers()]
         result = model.loss(*batches[0])
         for buffer, value in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(value)
-    must = "model.loss must return a pair, (scalar tensor, {tag: scalar tensor})"
-    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
-        raise InputError(f"{must}; it returned {described(result)}.")
-    for name, value in {"the loss": result[0], **result[1]}.items():
-        if not (isinstance(value, torch.Tensor) and value.shape == ()):
-            raise InputError(f"{must}; {name} is {described(value)}.")
-    if not result[0].requires_grad:
-        raise InputError("the loss of model.loss does not depend on the model's parameters. Is it detached?")
-    for key, value in model.state_dict().items():
-        if not isinstance(value, torch.Tensor):
-            raise InputError(f"the model's state_dict must hold tensors only; {key} is {described(value)}.")
-
-
-def described(value):
-    """In words: 'a tensor of shape (100,)', 'a float'."""
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, tuple):
-        return f"({', '.join(described(each) for each in value)})"
-    return f"a {type(value).__name__}"
+    pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
+    scalars = [result[0], *result[1].values()] if pair else [None]
+    if not (all(torch.is_tensor(each) and each.shape == () for each in scalars) and scalars[0].requires_grad):
+        found = " ".join(str(result).split())[:200]
+        must = "model.loss must return a pair, (scalar tensor with a gradient, {tag: scalar tensor})"
+        raise InputError(f"{must}; it returned {found}.")
 
 
 def values_of(points, step):
-    """The values of the points: {tag: [value of each]}. NonFiniteError names the first step whose loss is not finite.
+    """The points, which the steps up to `step` have returned, as {tag: [its values]}, averaged over the processes.
 
-    points: [{"train/loss": scalar, tag: scalar, ...}] of the steps up to `step`. They are averaged over the processes.
-    This is the only synchronisation with the device.
+    NonFiniteError names the first step whose loss is not finite. This is the only synchronisation with the device.
     """
-    if not points:
-        return {}
-    tags = list(points[0])
-    values = torch.stack([term for point in points for term in point.values()]).unflatten(0, (-1, len(tags)))
+    values = torch.stack([value for point in points for value in point.values()]).reshape(len(points), -1)
     processes.average([values])
-    values = values.cpu()
-    bad = ~values[:, 0].isfinite()  # values: (steps, terms)
-    if bad.any():
-        first = int(bad.nonzero()[0])
-        loss, *terms = zip(tags, values[first].tolist(), strict=True)
-        named = "".join(f"; {tag} is {value}" for tag, value in terms if not math.isfinite(value))
-        raise NonFiniteError(
-            f"the loss of step {step - len(points) + 1 + first} is {loss[1]}{named}. A smaller --lr may help."
-        )
-    return dict(zip(tags, values.T.tolist(), strict=True))
+    values = dict(zip(points[0], values.T.tolist(), strict=True))
+    for i, loss in enumerate(values["train/loss"]):
+        if not math.isfinite(loss):
+            point = ", ".join(f"{tag} {of_steps[i]}" for tag, of_steps in values.items())
+            number = step - len(points) + 1 + i
+            raise NonFiniteError(f"the loss of step {number} is {loss} ({point}). A smaller --lr may help.")
+    return values
 
 
 def named_state(model, optimizer):
     """All tensors that a step can change, by name: parameters, buffers, and what the optimizer holds."""
-    named = dict(model.named_parameters())
-    names = {p: name for name, p in named.items()}
-    held = {f"the optimizer's {k} of group {i}": v for i, g in enumerate(optimizer.param_groups) for k, v in g.items()}
-    for i, (p, state) in enumerate(optimizer.state.items()):
-        name = names.get(p, f"parameter {i}")
-        held |= {f"the optimizer's {key} of {name}": value for key, value in state.items()}
-    named |= dict(model.named_buffers()) | held
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    for i, group in enumerate(optimizer.param_groups):
+        named |= {f"the optimizer's {key} of group {i}": value for key, value in group.items()}
+    for name, p in model.named_parameters():
+        named |= {f"the optimizer's {key} of {name}": value for key, value in optimizer.state.get(p, {}).items()}
     return {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
 
 
 def check_weights(model, optimizer, step):
     """NonFiniteError names the first parameter that is not finite, or whose optimizer state is not.
 
-    With an infinite second moment, Adam never changes the parameter again, although every loss is finite.
+    With an infinite second moment, Adam would never change the parameter again.
     """
     buffers = dict(model.named_buffers())
     for name, tensor in named_state(model, optimizer).items():

@@ -1,7 +1,7 @@
 """The mathematics of the homework: tensors to tensors, on their own device; no modules or files.
 
-Every function broadcasts over leading dimensions and sums over the last one, so that it returns one number per image
-(and per sample, if there is a leading dimension of samples). All densities are in nats; `v` is always a variance.
+Every function broadcasts over leading dimensions and sums over the last one: one number per image, and per sample.
+All densities are in nats; `v` is always a variance.
 
 Dimension letters: B images, X pixels, D latent dimensions, K mixture components, M importance samples, C classes.
 """
@@ -17,8 +17,7 @@ LOG_2PI = math.log(2 * math.pi)
 def sample_gaussian(m, v):
     """Draw z ~ N(m, diag(v)) by the reparameterisation z = m + sqrt(v) * eps, eps ~ N(0, I).  (Problem 1.1)
 
-    m, v: (..., D), broadcast against each other; v >= 0, a variance. Returns (..., D), differentiable in m and v
-    (the gradient with respect to v is infinite at v = 0). A negative v gives nan.
+    m, v: (..., D), broadcast against each other; v >= 0. Returns (..., D), differentiable in m and, for v > 0, in v.
     """
     eps = torch.randn(torch.broadcast_shapes(m.shape, v.shape), dtype=m.dtype, device=m.device)
     return m + v.sqrt() * eps
@@ -27,7 +26,7 @@ def sample_gaussian(m, v):
 def log_normal(x, m, v):
     """log N(x; m, diag(v)) in nats, exact.  (Problem 2.1)
 
-    x, m, v: (..., D), broadcast against each other; v > 0, a variance. Returns (...). v = 0 gives nan or infinity.
+    x, m, v: (..., D), broadcast against each other; v > 0. Returns (...).
     """
     return -0.5 * (LOG_2PI + v.log() + (x - m).square() / v).sum(-1)
 
@@ -35,8 +34,7 @@ def log_normal(x, m, v):
 def log_normal_mixture(z, m, v):
     """log (1/K) sum_k N(z; m_k, diag(v_k)), the mixture with uniform weights, in nats, exact.  (Problem 2.1)
 
-    z: (..., D); m, v: (..., K, D), whose leading dimensions broadcast against those of z; v > 0, variances.
-    Returns (...).
+    z: (..., D); m, v: (..., K, D), whose leading dimensions broadcast against those of z; v > 0. Returns (...).
     """
     return log_mean_exp(log_normal_components(z, m, v), dim=-1).to(z.dtype)  # (..., K) -> (...)
 
@@ -44,10 +42,9 @@ def log_normal_mixture(z, m, v):
 def log_normal_components(z, m, v):
     """log N(z; m_k, diag(v_k)) of every component k: log_normal(z.unsqueeze(-2), m, v), but faster, and in float64.
 
-    z: (..., D); m, v: (..., K, D). Returns (..., K). The square is expanded,
-    log N(z; m, v) = sum_d -z^2 / 2v + z m / v - (m^2 / v + log 2 pi v) / 2, so that all pairs of z and component are
-    one matrix product. Its terms cancel: in float32 errors reach 1e-2 nats for parameters that occur in training, and
-    1e4 for extreme ones; in float64 4e-5, and 0.1. Apple's GPUs have no float64.
+    z: (..., D); m, v: (..., K, D). Returns (..., K). With the square expanded, all pairs are one matrix product:
+    log N(z; m, v) = sum_d -z^2 / 2v + z m / v - (m^2 / v + log 2 pi v) / 2. The terms cancel: for parameters that occur
+    in training, errors reach 1e-2 nats in float32, and 4e-5 in float64, which Apple's GPUs do not have.
     """
     if z.device.type == "mps":
         return log_normal(z.unsqueeze(-2), m, v)  # the definition
@@ -61,7 +58,7 @@ def log_normal_components(z, m, v):
 def kl_normal(qm, qv, pm, pv):
     """KL(N(qm, diag(qv)) || N(pm, diag(pv))) in nats, closed form, exact.  (Problem 1.2)
 
-    All (..., D), broadcast against each other; qv, pv > 0, variances. Returns (...), not negative, up to rounding.
+    All (..., D), broadcast against each other; qv, pv > 0. Returns (...), not negative, up to rounding.
     """
     return 0.5 * (pv.log() - qv.log() + (qv + (qm - pm).square()) / pv - 1).sum(-1)
 
@@ -70,16 +67,12 @@ def kl_cat(q, log_q, log_p):
     """KL(Cat(q) || Cat(p)) = sum_c q_c (log q_c - log p_c) in nats, exact.  (Problem 4.2)
 
     q, log_q, log_p: (..., C), broadcast against each other; log_q from log_softmax, q = exp(log_q). Returns (...).
-    log p_c = -inf with q_c > 0 gives +inf; log_q = -inf gives nan (log_softmax of finite logits is never -inf).
     """
     return (q * (log_q - log_p)).sum(-1)
 
 
 def log_mean_exp(x, dim):
-    """log (1/n) sum_i exp(x_i) over dimension `dim` of size n, without overflow.  (Problems 2.1 and 3.2)
-
-    Returns x's shape without `dim`. If all of x is -inf, so is the result.
-    """
+    """log (1/n) sum_i exp(x_i) over dimension `dim` of size n, without overflow.  (Problems 2.1 and 3.2)"""
     return torch.logsumexp(x, dim) - math.log(x.shape[dim])
 
 
@@ -103,9 +96,8 @@ def gaussian_parameters(h, dim=-1):
 def log_bernoulli_with_logits(x, logits):
     """log Bern(x; p) = sum_d x_d log p_d + (1 - x_d) log(1 - p_d), p = sigmoid(logits), in nats, exact.  (Problem 1.2)
 
-    Written as x logits - log(1 + exp(logits)), which is finite for finite logits, however large.
-    x: (..., X) in {0, 1} (for grey values in between it is the expectation over their binarisation); logits: (..., X);
-    broadcast against each other. Returns (...).
+    Written as x logits - log(1 + exp(logits)), which is finite for finite logits, however large. x: (..., X) in {0, 1},
+    or a grey value, for the expectation over its binarisation; logits: (..., X). They broadcast. Returns (...).
     """
     return (x * logits - F.softplus(logits)).sum(-1)
 

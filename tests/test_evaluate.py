@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from functools import partial
 
 import pytest
 import scipy.stats
@@ -18,9 +19,9 @@ from codebase.models.vae import VAE
 
 def test_over_images():
     estimate = evaluate.over_images(torch.tensor([1.0, 2.0, 6.0]))
-    assert estimate.mean == pytest.approx(3)
-    assert estimate.se == pytest.approx((7 / 3) ** 0.5)  # variance (4 + 1 + 9) / 2 = 7
-    assert estimate.n == 3
+    assert (estimate.mean, estimate.se, estimate.n) == pytest.approx((3, (7 / 3) ** 0.5, 3))  # (4 + 1 + 9) / 2 = 7
+    assert f"{estimate} {estimate:.3f} {estimate!s}" == "3.00 ± 1.53 3.000 ± 1.528 3.00 ± 1.53"
+    assert str(evaluate.over_images(torch.ones(1))) == "1.00"  # no standard error
 
 
 @pytest.mark.parametrize("bad", ["inf", "nan"])
@@ -32,7 +33,7 @@ def test_one_image_whose_bound_is_not_finite_is_an_error(bad):
 def test_a_bound_is_one_number_for_each_image():
     model = VAE(z_dim=1)
     model.log_likelihood = lambda x, z: torch.zeros(len(x), len(x))
-    with pytest.raises(InputError, match=r"one number for each image; they are of shape \(3, 3\)"):
+    with pytest.raises(InputError, match=r"one number for each image; they have shape \(3, 3\)"):
         evaluate.elbo(model, (torch.zeros(3, 784),))
 
 
@@ -56,31 +57,23 @@ def test_elbo_averages_ten_draws_of_each_image():
 
 
 def test_every_chunk_has_random_numbers_of_its_own():
-    with evaluate.evaluating(VAE()):
-        noise = evaluate.each_chunk(lambda x: {"noise": torch.randn(len(x))}, (torch.zeros(30, 1),), 10)["noise"]
-    assert len(noise.unique()) == 30
+    chunks = evaluate.each_chunk(VAE(), lambda x: {"noise": torch.randn(len(x))}, (torch.zeros(30, 1),), most=10)
+    assert len(chunks["noise"].unique()) == 30
 
 
-def test_iwae_is_exact_at_the_true_posterior():
-    """For all chunks of images and samples: 250 images make chunks of 100, 100, 50; 77 samples of 20 or 40."""
-    model = LinearGaussian()
-    x = model.draw(250)
-    bounds, ess = evaluate.iwae(model, (x,), (1, 10, 77))
-    assert (ess.mean, ess.se, ess.n) == (pytest.approx(1), pytest.approx(0, abs=1e-9), 250)  # all weights are equal
+@pytest.mark.parametrize("of_class", [LinearGaussian, LabelledLinearGaussian, ConditionalLinearGaussian])
+def test_iwae_is_exact_at_the_true_posterior(of_class):
+    """For all chunks of images and samples: 130 images make chunks of 100 and 30; 77 samples of 20, or of 6."""
+    model = of_class()
+    drawn = model.draw(130)
+    split = drawn if isinstance(drawn, tuple) else (drawn,)
+    log_p = model.log_p(*split)
+    bounds, ess = evaluate.iwae(model, split, (1, 10, 77))
+    assert (ess.mean, ess.se, ess.n) == (pytest.approx(1), pytest.approx(0, abs=1e-9), 130)  # all weights are equal
     for m, bound in bounds.items():
-        assert bound.mean == pytest.approx(-model.log_p(x).mean().item(), rel=1e-9), m
-        assert bound.se == pytest.approx(model.log_p(x).std().item() / 250**0.5, rel=1e-9)
-        assert bound.n == 250
-
-
-def test_iwae_agrees_with_the_models_own_bound():
-    model = LinearGaussian(shift=0.2, widen=1.5)
-    x = model.draw(300)
-    bounds, _ = evaluate.iwae(model, (x,), (1, 10, 100))
-    for m, bound in bounds.items():
-        draws = torch.stack([model.negative_iwae_bound(x, m)[0] for _ in range(200)])
-        assert abs(bound.mean - draws.mean().item()) < 4 * draws.std().item(), m
-    assert bounds[1].mean > bounds[10].mean > bounds[100].mean > -model.log_p(x).mean().item() - 1e-3
+        assert bound.mean == pytest.approx(-log_p.mean().item(), rel=1e-9), m
+        assert bound.se == pytest.approx(log_p.std().item() / 130**0.5, rel=1e-9)
+        assert bound.n == 130
 
 
 def test_bounds_and_effective_sample_size_from_their_definitions(monkeypatch):
@@ -102,36 +95,6 @@ def test_bounds_and_effective_sample_size_from_their_definitions(monkeypatch):
     assert 1 / 40 < ess.mean < 1
     assert (ess.mean, ess.se) == pytest.approx((expected.mean().item(), expected.std().item() / 60**0.5))
     torch.testing.assert_close(ess.values, expected.double(), rtol=1e-6, atol=0)  # image by image
-
-
-def test_with_labels_summed_over_iwae_is_exact_at_the_true_posterior():
-    """For all chunks: 130 images make chunks of 100 and 30; with three labels, 77 samples come six at a time."""
-    model = LabelledLinearGaussian()
-    x = model.draw(130)
-    bounds, ess = evaluate.iwae(model, (x,), (1, 10, 77))
-    assert (ess.mean, ess.se, ess.n) == (pytest.approx(1), pytest.approx(0, abs=1e-9), 130)
-    for m, bound in bounds.items():
-        assert bound.mean == pytest.approx(-model.log_p(x).mean().item(), rel=1e-9), m
-        assert bound.se == pytest.approx(model.log_p(x).std().item() / 130**0.5, rel=1e-9)
-
-
-def test_with_labels_summed_over_iwae_agrees_with_the_models_own_bound():
-    model = LabelledLinearGaussian(shift=0.2, widen=1.5)
-    x = model.draw(300)
-    bounds, _ = evaluate.iwae(model, (x,), (1, 10, 100))
-    for m, bound in bounds.items():
-        draws = torch.stack([model.negative_iwae_bound(x, m)[0] for _ in range(60)])
-        assert abs(bound.mean - draws.mean().item()) < 4 * draws.std().item(), m
-    assert evaluate.elbo(model, (x,))["nelbo"].mean > bounds[1].mean > bounds[10].mean > bounds[100].mean
-
-
-def test_given_labels_iwae_is_exact_at_the_true_posterior():
-    model = ConditionalLinearGaussian()
-    x, y = model.draw(130)
-    bounds, _ = evaluate.iwae(model, (x, y), (1, 77))
-    for m, bound in bounds.items():
-        assert bound.mean == pytest.approx(-model.log_p(x, y).mean().item(), rel=1e-9), m
-        assert bound.se == pytest.approx(model.log_p(x, y).std().item() / 130**0.5, rel=1e-9)
 
 
 def test_images_of_bytes_are_scaled():
@@ -167,7 +130,9 @@ def test_bits_per_dimension_of_a_probability():
     p = Normal(torch.rand(4, 50, dtype=torch.float64), 0.1**0.5)
     k = torch.randint(0, 256, (4, 50))
     exact = masses(p, k)
-    bits = evaluate.bits_per_dimension(evaluate.over_images(50 * math.log(2) * exact), 50, False)
+    nats = evaluate.over_images(50 * math.log(2) * exact)
+    bits, of_density = (evaluate.bits_per_dimension(nats, 50, is_density) for is_density in (False, True))
+    assert of_density.mean - bits.mean == pytest.approx(math.log2(255))  # for the noise
     assert (bits.mean, bits.se) == pytest.approx((exact.mean().item(), exact.std().item() / 4**0.5))
 
 
@@ -246,35 +211,28 @@ def test_peak_memory_of_evaluating(tmp_path, digits):
     assert int(peak) < 1.5e9
 
 
-def test_while_evaluating():
-    """No gradients, evaluation mode, float32 accuracy; afterwards as before, also after an error."""
-    model = VAE().train()
-    random = torch.get_rng_state()
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluating_disturbs_nothing(training):
+    """In the block: no gradients, evaluation mode, float32 accuracy. After it all is as before, even after an error."""
+    model = VAE(z_dim=2).train(training)
+    functions = evaluate.elbo, partial(evaluate.iwae, ms=(1, 20)), evaluate.latent_units
+    x = torch.randint(0, 2, (30, 784)).float()
     torch.set_float32_matmul_precision("high")
+    results = []
     try:
         with contextlib.suppress(ZeroDivisionError), evaluate.evaluating(model):
             assert not model.training
+            assert not model.enc.training
             assert not torch.is_grad_enabled()
             assert precision.relative_error(torch.get_float32_matmul_precision()) < precision.FLOAT32
-            assert torch.get_float32_matmul_precision() != "high"
             raise ZeroDivisionError
-        assert model.training
+        for seed in (5, 6):
+            random = torch.manual_seed(seed).get_state()
+            results.append([function(model, (x,)) for function in functions])
+            assert torch.get_rng_state().equal(random)
+        assert results[0] == results[1]
+        assert model.training == model.enc.training == training
         assert torch.is_grad_enabled()
         assert torch.get_float32_matmul_precision() == "high"
-        assert torch.get_rng_state().equal(random)
     finally:
         torch.set_float32_matmul_precision("highest")
-
-
-def test_evaluating_twice_gives_the_same_and_disturbs_nothing():
-    model = VAE().train()
-    x = torch.randint(0, 2, (30, 784)).float()
-    torch.manual_seed(5)
-    expected = torch.rand(4)
-    torch.manual_seed(5)
-    first = evaluate.elbo(model, (x,)), evaluate.iwae(model, (x,), (1, 20))
-    assert torch.rand(4).equal(expected)
-    assert model.training
-    assert torch.is_grad_enabled()
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert (evaluate.elbo(model, (x,)), evaluate.iwae(model, (x,), (1, 20))) == first

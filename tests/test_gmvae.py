@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import scipy.stats
 import torch
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
@@ -33,7 +32,7 @@ def test_log_prior():
 
 
 def test_terms_of_the_elbo():
-    """kl = log q(z|x) - log p(z) and rec = -log p(x|z), at one and the same z ~ q(z|x)."""
+    """kl = log q(z|x) - log p(z) and rec = -log p(x|z), at one and the same z ~ q(z|x); and their gradients."""
     model = spread_out(GMVAE(z_dim=3, k=7).double())
     x = torch.randint(0, 2, (8, 784)).double()
     qm, qv = model.posterior(x)
@@ -42,9 +41,11 @@ def test_terms_of_the_elbo():
     terms = model.elbo_terms(x)
     torch.manual_seed(1)
     z = q.rsample()
-    torch.testing.assert_close(terms["kl"], q.log_prob(z) - oracle(model).log_prob(z))
-    torch.testing.assert_close(terms["rec"], -Bernoulli(logits=model.dec(z)).log_prob(x).sum(-1))
-    torch.testing.assert_close(terms["nelbo"], terms["kl"] + terms["rec"])
+    kl = q.log_prob(z) - oracle(model).log_prob(z)
+    rec = -Bernoulli(logits=model.dec(z)).log_prob(x).sum(-1)
+    torch.testing.assert_close(terms, {"nelbo": kl + rec, "kl": kl, "rec": rec})
+    gradients = (torch.autograd.grad(loss.mean(), list(model.parameters())) for loss in (terms["nelbo"], kl + rec))
+    torch.testing.assert_close(*gradients)
 
 
 def test_the_iwae_bound_from_its_definition():
@@ -59,28 +60,6 @@ def test_the_iwae_bound_from_its_definition():
     log_w = oracle(model).log_prob(z) + Bernoulli(logits=model.dec(z)).log_prob(x).sum(-1) - q.log_prob(z)  # (M, B)
     torch.testing.assert_close(niwae, -(torch.logsumexp(log_w, 0) - math.log(6)).mean())
     torch.testing.assert_close(kl + rec, -log_w.mean())
-
-
-def test_with_one_sample_the_iwae_bound_is_the_elbo_exactly():
-    """Both have the Monte Carlo KL of the same sample."""
-    model = spread_out(GMVAE(z_dim=3, k=7).double())
-    x = torch.randint(0, 2, (8, 784)).double()
-    torch.manual_seed(1)
-    elbo = model.negative_elbo_bound(x)
-    torch.manual_seed(1)
-    torch.testing.assert_close(model.negative_iwae_bound(x, 1), elbo)
-
-
-def test_log_p_by_quadrature():
-    """With D = 1, log p(x) is an integral over z: the bounds of many samples come close to it, from below."""
-    model = spread_out(GMVAE(z_dim=1, k=5).double(), far=0.7)
-    with torch.no_grad():
-        x = model.sample_x(8)
-        z = torch.linspace(-10, 10, 1001, dtype=torch.float64)[:, None, None].expand(-1, 8, 1)
-        log_p = torch.logsumexp(model.log_prior(z) + model.log_likelihood(x, z), 0) + math.log(20 / 1000)
-        bounds = [-model.negative_iwae_bound(x, m)[0] for m in (1, 10, 5000)]
-    assert bounds[0] < bounds[1] < bounds[2] < log_p.mean() + 0.02
-    assert log_p.mean() - bounds[2] < 0.1
 
 
 def test_samples_come_from_the_mixture():
@@ -98,27 +77,10 @@ def test_samples_come_from_the_mixture():
     assert scipy.stats.kstest(z[:, 0].numpy(), cdf).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("iw", [1, 5])
-def test_every_parameter_gets_a_gradient(iw):
-    model = GMVAE(k=20, iw=iw)
-    loss, summaries = model.loss(torch.randint(0, 2, (20, 784)).float())
-    loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad.abs().sum() > 0, name
-    assert (model.z_pre.grad.abs().sum(-1) > 0).all()  # means and variances of every component
-    assert set(summaries) == {"gen/elbo", "gen/kl_z", "gen/rec"}
-
-
-def test_state_dict_has_the_keys_of_the_homeworks_files():
-    state = GMVAE().state_dict()
-    assert state["z_pre"].shape == (1, 1000, 10)
-    assert state["pi"].equal(torch.full((500,), 1 / 500))
-    networks = {f"{net}.net.{i}.{part}" for net in ("enc", "dec") for i in (0, 2, 4) for part in ("weight", "bias")}
-    assert set(state) == {"z_pre", "pi"} | networks
-    assert "pi" not in dict(GMVAE().named_parameters())
-
-
 def test_initial_prior():
     """z_pre ~ N(0, 1 / (k D)), fails once in 10,000 seeds."""
-    z_pre = GMVAE(z_dim=10, k=500).z_pre.detach().flatten()
+    model = GMVAE(z_dim=10, k=500)
+    z_pre = model.z_pre.detach().flatten()
+    assert model.pi.equal(torch.full((500,), 1 / 500))
+    assert "pi" not in dict(model.named_parameters())
     assert scipy.stats.kstest(z_pre.numpy(), scipy.stats.norm(0, 1 / math.sqrt(5000)).cdf).pvalue > 1e-4

@@ -71,17 +71,3 @@ def test_apply_hands_rows_to_a_network_that_is_no_mlp():
     x, y = torch.randn(2, 1, 4, 5), torch.randn(3, 4, 6)
     expected = (x[..., None] * y[..., None, :]).flatten(-2)
     assert apply(Outer(), x, y).equal(expected)
-
-
-def test_linear_is_torchs():
-    """The same initial weights from a seed, the same names, the same products."""
-    torch.manual_seed(0)
-    net = MLP(20, 30, 5)
-    torch.manual_seed(0)
-    layers = [nn.Linear(20, 30), nn.Linear(30, 30), nn.Linear(30, 5)]
-    for i, layer in zip((0, 2, 4), layers, strict=True):
-        assert net.net[i].weight.equal(layer.weight)
-        x = torch.randn(3, layer.in_features)
-        assert net.net[i](x).equal(layer(x))
-        assert net.double().net[i](x.double()).dtype == torch.float64
-        net.float()

@@ -1,17 +1,15 @@
-"""The SSVAE: its sums over labels against brute force, its bounds on a model whose log p(x) is known, its loss."""
+"""The SSVAE: its sums over labels against brute force, its loss, its samples."""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import LabelledLinearGaussian
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from torch.utils.flop_counter import FlopCounterMode
 
 from codebase.models.ssvae import SSVAE
 from codebase.nns import MLP
-from codebase.utils import kl_normal
 
 
 def binary(n, dtype=torch.float32):
@@ -56,6 +54,8 @@ def test_terms_of_the_elbo_by_enumeration():
     torch.manual_seed(1)
     bound = model.negative_elbo_bound(x)
     torch.testing.assert_close(bound, tuple(expected[name].mean() for name in ("nelbo", "kl_z", "kl_y", "rec")))
+    gradients = (torch.autograd.grad(each, list(model.parameters())) for each in (bound[0], expected["nelbo"].mean()))
+    torch.testing.assert_close(*gradients)
 
 
 def test_the_iwae_bound_by_enumeration():
@@ -107,44 +107,9 @@ def test_an_image_is_multiplied_once_for_all_labels():
     assert counter.get_total_flops() == 2 * (classifier + encoder + decoder)
 
 
-def test_at_the_true_posterior_given_y_the_iwae_bound_is_log_p_exactly():
-    """p(x, z|y) / q(z|x, y) = p(x|y) for every z then, and the sum over y is exact, whatever the classifier says."""
-    model = LabelledLinearGaussian()
-    x = model.draw(100)
-    for m in (1, 4):
-        torch.testing.assert_close(model.negative_iwae_bound(x, m)[0], -model.log_p(x).mean(), rtol=1e-9, atol=0)
-
-
-def test_elbo_below_iwae_below_log_p():
-    """ELBO <= L_1 <= L_5 <= L_50 <= log p(x), averaged over images and draws, each gap well above its noise."""
-    model = LabelledLinearGaussian(shift=0.1, widen=1.5)
-    x = model.draw(2000)
-    bounds = [-model.negative_elbo_bound(x)[0].item()]
-    bounds += [-model.negative_iwae_bound(x, m)[0].item() for m in (1, 5, 50)] + [model.log_p(x).mean().item()]
-    assert sorted(bounds) == bounds
-    assert min(bounds[1] - bounds[0], bounds[2] - bounds[1]) > 0.05
-    assert 0 < bounds[4] - bounds[3] < 0.05
-
-
-def test_the_negative_elbo_is_the_kl_to_the_true_posterior_above_minus_log_p():
-    """-ELBO = -log p(x) + KL(q(y|x) || p(y|x)) + E_q(y|x) KL(q(z|x, y) || p(z|x, y)): within four standard errors."""
-    model = LabelledLinearGaussian(shift=0.1, widen=1.5)
-    x = model.draw(20)
-    log_q, log_p_y = model.log_q_y(x), model.log_p_given_y(x).T.log_softmax(-1)  # (B, C)
-    kl_y = kl_divergence(Categorical(logits=log_q), Categorical(logits=log_p_y))
-    kl_z = kl_normal(
-        *model.posterior(x, model.every_y), *model.given_y.true_posterior(x - model.every_y @ model.offsets)
-    )  # (C, B)
-    exact = -model.log_p(x) + kl_y + (log_q.exp().T * kl_z).sum(0)
-    draws = torch.stack([model.elbo_terms(x)["nelbo"] for _ in range(4000)])
-    error = draws.std(0) / 4000**0.5
-    assert ((draws.mean(0) - exact).abs() < 4 * error).all()
-    assert (error < 0.1).all()
-
-
 @pytest.mark.parametrize(("gw", "cw"), [(1, 100), (0.5, 3)])
 def test_the_loss(gw, cw):
-    """gw (-ELBO) of all images + cw cross-entropy of the labelled ones, and a gradient for every parameter."""
+    """gw (-ELBO) of all images + cw cross-entropy of the labelled ones."""
     model = SSVAE(gen_weight=gw, class_weight=cw)
     x, x_labelled, y = binary(8), binary(5), labels(3, 1, 4, 1, 5)
     torch.manual_seed(1)
@@ -158,16 +123,6 @@ def test_the_loss(gw, cw):
     expected = {"class/ce": ce, "class/acc": torch.tensor(hits / 5)}
     expected |= {"gen/elbo": -nelbo, "gen/kl_z": kl_z, "gen/kl_y": kl_y, "gen/rec": rec}
     torch.testing.assert_close(summaries, expected)
-    loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad.abs().sum() > 0, name
-
-
-def test_the_classifier_learns_from_both_terms():
-    """The gradient of q(y|x) has the label's part and, through the expectation over y, the unlabelled images' part."""
-    model = SSVAE(class_weight=0)
-    model.loss(binary(8), binary(5), labels(3, 1, 4, 1, 5))[0].backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in model.cls.parameters())
 
 
 def test_with_gw_0_nothing_generative_is_computed(monkeypatch):
@@ -179,50 +134,6 @@ def test_with_gw_0_nothing_generative_is_computed(monkeypatch):
     loss.backward()
     trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {"cls"}
-
-
-def test_it_learns_digits_from_two_labels_each():
-    """Ten bars, one for each digit, 20 images labelled: nearly all are classified correctly, and the ELBO rises."""
-
-    def bars(n):
-        y = torch.arange(n) % 10
-        x = (torch.rand(n, 28, 28) < 0.05).float()
-        for i, c in enumerate(y.tolist()):
-            x[i, :, 2 * c + 4 : 2 * c + 7] = 1
-        return x.flatten(1), y
-
-    model = SSVAE(z_dim=4)
-    (x_labelled, y_labelled), (x_test, y_test) = bars(20), bars(200)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(80):
-        optimizer.zero_grad()
-        loss, summaries = model.loss(bars(50)[0], x_labelled, F.one_hot(y_labelled, 10).float())
-        loss.backward()
-        optimizer.step()
-        losses.append(-summaries["gen/elbo"].item())
-    assert losses[0] > 500
-    assert losses[-1] < 250
-    assert (model.log_q_y(x_test).argmax(-1) == y_test).float().mean() > 0.95
-
-
-def test_state_dict_has_the_keys_of_the_homeworks_files():
-    shapes = {key: tuple(value.shape) for key, value in SSVAE().state_dict().items()}
-    linear = {
-        "enc.net.0": (300, 794),
-        "enc.net.2": (300, 300),
-        "enc.net.4": (128, 300),
-        "dec.net.0": (300, 74),
-        "dec.net.2": (300, 300),
-        "dec.net.4": (784, 300),
-        "cls.net.0": (300, 784),
-        "cls.net.2": (300, 300),
-        "cls.net.4": (10, 300),
-    }
-    expected = {"z_prior_m": (1,), "z_prior_v": (1,)}
-    for name, shape in linear.items():
-        expected |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    assert shapes == expected
 
 
 def test_the_classifier_is_three_layers_with_relu_and_built_last():

@@ -38,7 +38,7 @@ def test_it_is_adam_on_the_models_loss():
 
 @pytest.mark.parametrize("decay", [0, 0.1])
 def test_adam_and_adamw_are_those_of_torch(decay):
-    """Fifty steps with random gradients, in float64; a parameter that at times has no gradient; a rate that changes."""
+    """Fifty steps with random gradients, in float64; a rate that changes."""
     random = torch.Generator().manual_seed(0)
     begun = [torch.randn(shape, dtype=torch.float64, generator=random) for shape in ((3, 4), (5,), ())]
     ours, theirs = ([nn.Parameter(p.clone()) for p in begun] for _ in range(2))
@@ -48,10 +48,11 @@ def test_adam_and_adamw_are_those_of_torch(decay):
         for p, q in zip(ours, theirs, strict=True):
             p.grad = torch.randn(p.shape, dtype=torch.float64, generator=random)
             q.grad = p.grad.clone()
-        set_rate(optimizer, 1e-2 * 0.9**step)
-        set_rate(expected, 1e-2 * 0.9**step)
-        optimizer.step()
-        expected.step()
+        for each in (optimizer, expected):  # one rate is a tensor, changed in place, the other a number
+            before = each.param_groups[0]["lr"]
+            set_rate(each, 1e-2 * 0.9**step)
+            assert each.param_groups[0]["lr"] is before or isinstance(before, float)
+            each.step()
         # The rate is rounded to float32, as the parameters of all models are.
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
@@ -98,15 +99,6 @@ def test_each_step_has_its_learning_rate(vae, monkeypatch):
     assert seen == pytest.approx([0.02, 0.02, 0.002, 0.002, 0.002, 0.0002, 0.0002])
 
 
-def test_a_rate_is_set_in_place_or_as_a_number():
-    model = VAE(z_dim=2)
-    for optimizer in (Adam(model.parameters()), torch.optim.SGD(model.parameters(), lr=1.0)):
-        before = optimizer.param_groups[0]["lr"]
-        set_rate(optimizer, 0.25)
-        assert float(optimizer.param_groups[0]["lr"]) == 0.25
-        assert optimizer.param_groups[0]["lr"] is before or isinstance(before, float)
-
-
 def test_the_values_of_every_step_are_returned():
     torch.manual_seed(0)
     values = train(VAE(z_dim=3), data.binary_batches(X, 20, 0), 50)
@@ -142,21 +134,16 @@ def test_the_curves_of_the_bounds_are_of_the_images_they_name(vae, folders, digi
     for name in ("test", "train", "validation"):
         assert [step for step, _ in shown[f"eval/nelbo_{name}"]] == [*range(0, 30, every), 30]
         assert len(splits[name][0]) == {"test": 120, "train": 280, "validation": 20}[name]
-        for step in (30,):
-            model.load_state_dict(weights(checkpoints, step))
-            exact = evaluate.elbo(model, splits[name], samples=200)["nelbo"]
-            one = exact.values.std() / exact.n**0.5  # larger than the error of the draws
-            assert dict(shown[f"eval/nelbo_{name}"])[step] == pytest.approx(exact.mean, abs=float(one))
+        model.load_state_dict(weights(checkpoints, 30))
+        exact = evaluate.elbo(model, splits[name], samples=50)["nelbo"]
+        one = exact.values.std() / exact.n**0.5  # larger than the error of the draws
+        assert dict(shown[f"eval/nelbo_{name}"])[30] == pytest.approx(exact.mean, abs=float(one))
 
 
 def test_training_mode_and_the_number_of_steps():
     model = VAE(z_dim=3).eval()
-    found = [(t, model.training, int(model.step)) for t, _ in updates(model, ones(784), range(3, 6), sgd(model))]
-    assert found == [(4, True, 3), (5, True, 4), (6, True, 5)]
-
-
-def sgd(model):
-    return torch.optim.SGD(model.parameters(), lr=1e-4)
+    steps = updates(model, ones(784), range(3, 6), Adam(model.parameters()))
+    assert [(t, model.training, int(model.step)) for t, _ in steps] == [(4, True, 3), (5, True, 4), (6, True, 5)]
 
 
 class Explodes(nn.Module):
@@ -176,15 +163,17 @@ def ones(n=1):
     return [(torch.ones(1, n),)] * 300
 
 
-@pytest.mark.parametrize("at", [2, 7, 57, 100])
+@pytest.mark.parametrize("at", [2, 57])
 def test_a_loss_that_is_not_finite_is_named(at):
     """check_loss has computed the loss once before."""
-    message = f"the loss of step {at - 1} is inf; gen/kl_z is inf. A smaller --lr may help"
+    message = (
+        rf"the loss of step {at - 1} is inf \(train/loss inf, gen/rec \S+, gen/kl_z inf\)\. A smaller --lr may help"
+    )
     with pytest.raises(NonFiniteError, match=message):
         train(Explodes(at), ones(), 300)
 
 
-@pytest.mark.parametrize(("at", "kept"), [(1, []), (7, []), (17, [10]), (20, [10]), (21, [10, 20])])
+@pytest.mark.parametrize(("at", "kept"), [(1, []), (20, [10]), (21, [10, 20])])
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(vae, folders, monkeypatch, at, kept):
     loss = VAE.loss
 
@@ -199,39 +188,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(vae, folders
     assert [path.name for path in sorted(folders()[0].glob("model-*"))] == [f"model-000{step}.pt" for step in kept]
 
 
-RESULTS = [
-    (torch.ones(()), "it returned a tensor of shape ()"),
-    ((torch.ones(()), torch.ones(())), "it returned (a tensor of shape (), a tensor of shape ())"),
-    (None, "it returned a NoneType"),
-    ((torch.ones(100), {}), "the loss is a tensor of shape (100,)"),
-    ((1.0, {}), "the loss is a float"),
-    ((torch.ones(()), {"a": torch.ones(()), "gen/x": torch.ones(3, 1)}), "gen/x is a tensor of shape (3, 1)"),
-    ((torch.ones(()), {"gen/x": 2.0}), "gen/x is a float"),
-]
+ONE = torch.ones((), requires_grad=True)
+RESULTS = [ONE, (ONE, ONE), None, (torch.ones(100, requires_grad=True), {}), (1.0, {}), (torch.ones(()), {})]
+RESULTS += [(ONE, {"a": ONE, "gen/x": torch.ones(3, 1)}), (ONE, {"gen/x": 2.0}), (ONE, {"gen/x": np.float64(2)})]
 
 
-@pytest.mark.parametrize(("result", "complaint"), RESULTS)
-def test_a_loss_that_is_none_is_a_sentence(monkeypatch, result, complaint):
+@pytest.mark.parametrize("result", RESULTS)
+def test_a_loss_that_is_none_is_a_sentence(monkeypatch, result):
+    """No pair, no scalars, no tensors, or detached."""
     monkeypatch.setattr(VAE, "loss", lambda model, x: result)
     with pytest.raises(InputError) as raised:
-        check_loss(VAE(z_dim=2), ones(784))
-    assert f"model.loss must return a pair, (scalar tensor, {{tag: scalar tensor}}); {complaint}." in str(raised.value)
-
-
-def test_a_loss_without_a_gradient_is_a_sentence(monkeypatch):
-    monkeypatch.setattr(VAE, "loss", lambda model, x: (torch.ones(()), {}))
-    with pytest.raises(InputError, match="Is it detached"):
         train(VAE(z_dim=2), ones(784), 3)
-
-
-def test_weights_that_are_no_tensors_cannot_be_saved(monkeypatch):
-    monkeypatch.setattr(VAE, "get_extra_state", lambda model: {"a": 1}, raising=False)
-    with pytest.raises(InputError, match="the model's state_dict must hold tensors only; _extra_state is a dict"):
-        check_loss(VAE(z_dim=2), ones(784))
-
-
-def test_no_steps():
-    assert train(VAE(z_dim=2), ones(784), 0) == {}
+    must = "model.loss must return a pair, (scalar tensor with a gradient, {tag: scalar tensor}); it returned "
+    assert str(raised.value) == f"{must}{' '.join(str(result).split())[:200]}."
 
 
 def test_checking_the_loss_changes_nothing():
@@ -244,35 +213,21 @@ def test_checking_the_loss_changes_nothing():
 
 
 class BadGradient(nn.Module):
-    """A finite loss whose gradient is not: sqrt at 0."""
+    """A finite loss whose gradient is not, sqrt at 0; or whose gradient is 1e30, whose square is not a float32."""
 
-    def __init__(self):
+    def __init__(self, huge):
         super().__init__()
-        self.w = nn.Parameter(torch.zeros(1))
+        self.w, self.huge = nn.Parameter(torch.zeros(1)), huge
 
     def loss(self, x):
-        return self.w.sqrt().sum(), {}
+        return (1e30 * self.w if self.huge else self.w.sqrt()).sum(), {}
 
 
-def test_weights_that_are_not_finite_are_never_saved():
-    with pytest.raises(NonFiniteError, match=r"^w is not finite after step 1\."):
-        train(BadGradient(), ones(), 1)
-
-
-class HugeGradient(nn.Module):
-    """A finite loss whose gradient is 1e30, whose square is not a float32."""
-
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(1))
-
-    def loss(self, x):
-        return 1e30 * self.w.sum(), {}
-
-
-def test_an_optimiser_that_is_not_finite_is_never_saved():
+def test_weights_or_an_optimizer_that_are_not_finite_are_never_saved():
     """Adam would divide by the infinite moment in all later steps: the weight would stay constant and finite."""
-    model = HugeGradient()
+    with pytest.raises(NonFiniteError, match=r"^w is not finite after step 1\."):
+        train(BadGradient(huge=False), ones(), 1)
+    model = BadGradient(huge=True)
     with pytest.raises(NonFiniteError, match=r"the optimizer's exp_avg_sq of w is not finite after step 1"):
         train(model, ones(), 1)
     assert model.w.isfinite().all()
@@ -292,14 +247,12 @@ class Reads(TorchFunctionMode):
 
 
 def test_the_steps_ask_for_no_value():
-    """Values are read when the curves are logged, not between, for any number of steps."""
-    asked, model = [], VAE(z_dim=3)
-    for n in (1, 99):
-        with Reads() as reads:
-            steps = updates(model, data.binary_batches(X, 20, 0), range(n), Adam(model.parameters()))
-            asked.append(len([point for _, point in steps]))
-        assert reads.n == 0
-    assert asked == [1, 99]
+    """Values are read when the curves are logged, not between."""
+    model = VAE(z_dim=3)
+    with Reads() as reads:
+        points = [*updates(model, data.binary_batches(X, 20, 0), range(20), Adam(model.parameters()))]
+    assert (len(points), reads.n) == (20, 0)
+    assert not any(value.requires_grad for _, point in points for value in point.values())  # else they keep the graph
 
 
 def test_points_are_let_go_once_they_have_been_looked_at(vae, monkeypatch):
@@ -326,7 +279,7 @@ def test_same_seed_same_weights():
     def weights(seed):
         torch.manual_seed(seed)
         model = VAE(z_dim=3)
-        run_steps(model, data.binary_batches(X, 20, seed), 30)
+        run_steps(model, data.binary_batches(X, 20, seed), 3)
         return model.dec.net[4].weight
 
     assert weights(0).equal(weights(0))

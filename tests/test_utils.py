@@ -26,18 +26,17 @@ def close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+PRIOR = torch.zeros(1, dtype=torch.float64), torch.full((1,), 2.0, dtype=torch.float64)  # all dimensions count
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-def test_log_normal(shape):
+def test_log_normal_and_kl_normal(shape):
+    x = torch.randn(*shape, D, dtype=torch.float64)
     m, v = gaussian(*shape, D)
-    x = torch.randn(*shape, D, dtype=torch.float64)
-    close(utils.log_normal(x, m, v), oracle(m, v).log_prob(x))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_log_normal_counts_every_dimension_of_a_broadcast_prior(shape):
-    x = torch.randn(*shape, D, dtype=torch.float64)
-    m, v = torch.zeros(1, dtype=torch.float64), torch.full((1,), 2.0, dtype=torch.float64)
-    close(utils.log_normal(x, m, v), oracle(m.expand(D), v.expand(D)).log_prob(x).expand(shape))
+    for pm, pv in (gaussian(*shape, D), PRIOR):
+        p = oracle(pm.expand(*shape, D), pv.expand(*shape, D))
+        close(utils.log_normal(x, pm, pv), p.log_prob(x))
+        close(utils.kl_normal(m, v, pm, pv), kl_divergence(oracle(m, v), p))
 
 
 @pytest.mark.parametrize("samples", [(), (5,)])
@@ -47,19 +46,7 @@ def test_log_normal_mixture(shape, samples):
     z = torch.randn(*samples, *shape, D, dtype=torch.float64)
     uniform = Categorical(logits=torch.zeros(*shape, 7, dtype=torch.float64))
     close(utils.log_normal_mixture(z, m, v), MixtureSameFamily(uniform, oracle(m, v)).log_prob(z))
-
-
-@pytest.mark.parametrize("samples", [(), (5,)])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_log_normal_components_are_those_of_log_normal(shape, samples):
-    m, v = gaussian(*shape, 7, D)
-    z = torch.randn(*samples, *shape, D, dtype=torch.float64)
     close(utils.log_normal_components(z, m, v), utils.log_normal(z.unsqueeze(-2), m, v))
-
-
-def test_log_normal_mixture_of_components_for_each_row_is_of_the_type_of_z():
-    m, v = torch.randn(3, 7, D), torch.rand(3, 7, D) + 0.05
-    assert utils.log_normal_mixture(torch.randn(3, D), m, v).dtype == torch.float32
 
 
 def mixture(smallest, largest, far, rows=300, k=500, d=10):
@@ -100,20 +87,6 @@ def test_log_normal_mixture_in_float32_at_extremes():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kl_normal(shape):
-    qm, qv = gaussian(*shape, D)
-    pm, pv = gaussian(*shape, D)
-    close(utils.kl_normal(qm, qv, pm, pv), kl_divergence(oracle(qm, qv), oracle(pm, pv)))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_kl_normal_counts_every_dimension_of_a_broadcast_prior(shape):
-    qm, qv = gaussian(*shape, D)
-    pm, pv = torch.zeros(1, dtype=torch.float64), torch.full((1,), 3.0, dtype=torch.float64)
-    close(utils.kl_normal(qm, qv, pm, pv), kl_divergence(oracle(qm, qv), oracle(pm.expand(D), pv.expand(D))))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
 def test_kl_cat(shape):
     log_q, log_p = torch.randn(2, *shape, 10, dtype=torch.float64).log_softmax(-1)
     close(utils.kl_cat(log_q.exp(), log_q, log_p), kl_divergence(Categorical(logits=log_q), Categorical(logits=log_p)))
@@ -121,15 +94,9 @@ def test_kl_cat(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_log_bernoulli_with_logits(shape):
-    logits = 5 * torch.randn(*shape, D, dtype=torch.float64)
-    x = torch.randint(0, 2, (*shape, D)).double()
+    """Also of images broadcast over samples, and of huge logits."""
+    logits, x = 5 * torch.randn(6, *shape, D, dtype=torch.float64), torch.randint(0, 2, (*shape, D)).double()
     close(utils.log_bernoulli_with_logits(x, logits), Independent(Bernoulli(logits=logits), 1).log_prob(x))
-
-
-def test_log_bernoulli_broadcasts_images_over_samples_and_is_finite_for_huge_logits():
-    logits, x = torch.randn(5, 3, D), torch.randint(0, 2, (3, D)).float()
-    one_by_one = torch.stack([utils.log_bernoulli_with_logits(x, sample) for sample in logits])
-    torch.testing.assert_close(utils.log_bernoulli_with_logits(x, logits), one_by_one)
     assert utils.log_bernoulli_with_logits(torch.zeros(1), torch.full((1,), 1e4)).item() == -1e4
     assert utils.log_bernoulli_with_logits(torch.ones(1), torch.full((1,), 1e30)).item() == 0
 
@@ -185,11 +152,7 @@ def test_sample_gaussian_is_gaussian_with_that_mean_and_variance():
         cdf = scipy.stats.norm(m[d].item(), math.sqrt(v[d].item())).cdf
         assert scipy.stats.kstest(z[:, d].numpy(), cdf).pvalue > 1e-3
     assert abs(torch.corrcoef(z.T)[0, 1]) < 0.015  # an independent draw for each dimension
-
-
-def test_sample_gaussian_draws_for_every_element_of_the_broadcast_shape():
-    z = utils.sample_gaussian(torch.zeros(1), torch.ones(1000))
-    assert z.unique().numel() > 900
+    assert utils.sample_gaussian(torch.zeros(1), torch.ones(1000)).unique().numel() > 900
 
 
 def test_sample_gaussian_is_reparameterised():

@@ -4,9 +4,8 @@
     p(x|y,z) = N(x; mu(y, z), 0.1 I),         mu from dec(z, y)
     q(z|x,y) = N(z; m(x, y), diag v(x, y)),   m, v from enc(x, y)
 
-The label y is always observed, so everything is conditioned on it. negative_elbo_bound (bonus 2) is that of vae.py
-given y, with the likelihood from here: a bound on log p(x|y). p(x|y) is a density, whose log is positive if the model
-is good.
+The bounds (bonus 2) are those of vae.py given y, with the likelihood from here: bounds on log p(x|y). p(x|y) is a
+density, whose log is positive if the model is good.
 
 Dimension letters: B images, X pixels, D latent dimensions, C classes.
 """

@@ -2,8 +2,7 @@
 
     p(z) = (1/K) sum_i N(z; mu_i, diag sigma_i^2), learned, with uniform weights
 
-negative_elbo_bound (Problem 2.1) and negative_iwae_bound (Problem 3.4) are those of vae.py, with the prior and its kl
-from here.
+The bounds (Problems 2.1 and 3.4) are those of vae.py, with the prior and its kl from here.
 
 Dimension letters: B images, D latent dimensions, K components.
 """
@@ -36,7 +35,7 @@ class GMVAE(VAE):
         return log_normal_mixture(z, *self.prior())
 
     def kl(self, z, qm, qv):
-        """log q(z|x) - log p(z) at z ~ q(z|x), in nats: D_KL(q(z|x) || p(z)) without bias; may be negative.
+        """log q(z|x) - log p(z) at z ~ q(z|x), in nats, for D_KL(q(z|x) || p(z)): unbiased, at times negative.
 
         z, qm, qv: (..., B, D). Returns (..., B).  (Problem 2.1)
         """

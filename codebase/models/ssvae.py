@@ -7,7 +7,7 @@
     q(z|x,y) = N(z; m(x, y), diag v(x, y)),   m, v from enc(x, y)
 
 Given y it is the VAE, whose methods take y as their last argument. The bounds on log p(x) sum exactly over all labels:
-they pass every_y, (C, 1, C), as y, and get results with a leading dimension C; entry c is for y = c.
+with every_y, (C, 1, C), as y, the VAE's results have a leading dimension C, of which entry c is for y = c.
 
 Dimension letters: B images, X pixels, D latent dimensions, M importance samples, C classes.
 """
@@ -25,9 +25,8 @@ from codebase.utils import kl_cat, log_mean_exp, sample_gaussian
 class SSVAE(VAE):
     """SSVAE of binary images with labels from 0 to C - 1.
 
-    gen_weight, class_weight: the weights, in the loss, of the negative ELBO of all images and of the classifier's
-    cross-entropy on the labelled ones; gen_weight = 0 is the supervised baseline. classes: C. cls: the classifier, a
-    module (N, X) -> (N, C), the homework's MLP if it is not given. The other arguments are as in VAE.
+    gen_weight, class_weight: see loss; gen_weight = 0 is the supervised baseline. classes: C. cls: the classifier, a
+    module (N, X) -> (N, C), by default the homework's MLP. The other arguments are as in VAE.
     """
 
     def __init__(self, gen_weight=1, class_weight=100, z_dim=64, *, classes=10, n_hidden=300, cls=None, **networks):
@@ -41,14 +40,12 @@ class SSVAE(VAE):
         """log q(y|x) of every y, in nats. x: (B, X). Returns (B, C)."""
         return apply(self.cls, x).log_softmax(-1)
 
-    # The bounds
-
     def elbo_terms(self, x):
         """-ELBO(x) of each image and its terms, in nats; exact over y, one z^(y) ~ q(z|x, y) for each y.  (Problem 4.2)
 
-        x: (B, X). Returns {'nelbo', 'kl_y', 'kl_z', 'rec'}, each (B,): nelbo = kl_y + kl_z + rec,
-        kl_y = D_KL(q(y|x) || p(y)), kl_z = sum_y q(y|x) D_KL(q(z|x, y) || p(z)), and
-        rec = sum_y q(y|x) [-log p(x|y, z^(y))], which estimates the reconstruction loss without bias.
+        x: (B, X). Returns {'nelbo', 'kl_y', 'kl_z', 'rec'}, each (B,): nelbo = kl_y + kl_z + rec, without bias,
+        kl_y = D_KL(q(y|x) || p(y)), kl_z = sum_y q(y|x) D_KL(q(z|x, y) || p(z)),
+        rec = sum_y q(y|x) [-log p(x|y, z^(y))].
         """
         log_q = self.log_q_y(x)  # (B, C)
         q, log_p = log_q.exp(), torch.full_like(log_q, -math.log(self.classes))  # (B, C)
@@ -60,19 +57,15 @@ class SSVAE(VAE):
         return {"nelbo": kl_y + kl_z + rec, "kl_y": kl_y, "kl_z": kl_z, "rec": rec}
 
     def negative_elbo_bound(self, x):
-        """-ELBO(x) averaged over the batch, in nats. x: (B, X).
-
-        Returns scalars (nelbo, kl_z, kl_y, rec), in the order of the homework's own code.
-        """
+        """elbo_terms averaged over the batch: scalars (nelbo, kl_z, kl_y, rec), in the order of the homework's code."""
         terms = self.elbo_terms(x)
         return terms["nelbo"].mean(), terms["kl_z"].mean(), terms["kl_y"].mean(), terms["rec"].mean()
 
     def log_weights(self, x, iw):
-        """The logs of w_i = sum_y p(y) p(x, z_i^(y)|y) / q(z_i^(y)|x, y), one z_i^(y) ~ q(z|x, y) for every y, in nats.
+        """log w_i, w_i = sum_y p(y) p(x, z_i^(y)|y) / q(z_i^(y)|x, y), z_i^(y) ~ q(z|x, y), in nats; E[w_i] = p(x).
 
         x: (B, X). Returns (log_w, kl, rec), each (M, B): kl = log q(y, z_i^(y)|x) - log p(y, z_i^(y)) and
-        rec = -log p(x|y, z_i^(y)), both averaged over y with the weights q(y|x). The sum in w_i does not need q(y|x).
-        E[w_i] = p(x), and E[log w_i] is at least the ELBO.
+        rec = -log p(x|y, z_i^(y)), both averaged over y ~ q(y|x), on which w_i does not depend.
         """
         log_w, kl_z, rec = super().log_weights(x, iw, self.every_y)  # (M, C, B)
         log_q = self.log_q_y(x).T  # (C, B)
@@ -80,10 +73,10 @@ class SSVAE(VAE):
         return log_mean_exp(log_w, dim=1), (q * kl).sum(1), (q * rec).sum(1)
 
     def loss(self, x, x_labelled, y_labelled):
-        """The loss of the training, and the values of its curves: (scalar in nats, {tag: scalar}).
+        """gen_weight (-ELBO(x)) + class_weight (-log q(y|x) on the labelled images), each averaged over its images.
 
-        gen_weight (-ELBO(x)) + class_weight (-log q(y|x) on the labelled images), each averaged over its images.
-        x: (B, X); x_labelled: (B', X); y_labelled: (B', C). With gen_weight = 0 the ELBO is not computed.
+        x: (B, X); x_labelled: (B', X); y_labelled: (B', C). Returns (scalar in nats, {tag: scalar} for the curves).
+        With gen_weight = 0 the ELBO is not computed.
         """
         log_q = self.log_q_y(x_labelled)  # (B', C)
         ce = -(y_labelled * log_q).sum(-1).mean()
@@ -94,8 +87,6 @@ class SSVAE(VAE):
             loss = loss + self.gen_weight * nelbo
             terms = terms | {"gen/elbo": -nelbo, "gen/kl_z": kl_z, "gen/kl_y": kl_y, "gen/rec": rec}
         return loss, terms
-
-    # Sampling, and the mean of z
 
     def sample_x(self, n):
         """n draws of a binary image x ~ p(x), each with its own label y ~ p(y). Returns (n, X) in {0, 1}."""

@@ -4,16 +4,13 @@
     p(x|z) = Bern(x; sigmoid(dec(z)))
     q(z|x) = N(z; m(x), diag v(x)),   m, v from enc(x)
 
-A model is defined by its densities; the bounds below are computed from them. A subclass with another prior overrides
-log_prior, sample_z and kl; one with another likelihood log_likelihood, mean_x, sample_x and is_density. One with
-another posterior than a diagonal normal overrides the bounds, elbo_terms and log_weights, and mean_z.
-
-*y are labels, one-hot rows (..., B, C), for the models that condition on them (Problem 4, bonus). The methods here only
+A model is defined by its densities; the bounds are computed from them. Subclasses override rows of TOGETHER, below.
+*y: labels, one-hot rows (..., B, C), for the models that condition on them (Problem 4, bonus). The methods here only
 pass them on: posterior(x, y) is then q(z|x, y), log_likelihood(x, z, y) is log p(x|y, z), and the bounds are those of
-log p(x|y). The VAE itself has no labels.
+log p(x|y).
 
-Dimension letters: B images, X pixels, D latent dimensions, M importance samples, C classes; ... stands for leading
-dimensions of z (samples) and of y (labels), if there are any.
+Dimension letters: B images, X pixels, D latent dimensions, M importance samples, C classes; ... are leading dimensions
+of z (samples) and of y (labels), if there are any.
 """
 
 import torch
@@ -35,9 +32,8 @@ class VAE(nn.Module):
     """VAE of binary images x in {0, 1}^X.
 
     z_dim: D. iw: M, the importance samples of the training loss (1: the negative ELBO; more: the negative IWAE bound).
-    x_dim: X. enc: a module (N, X) -> (N, 2D); dec: a module (N, D) -> (N, X), or (N, ...) with X values in all. If they
-    are not given, they are the homework's MLPs, with hidden layers of n_hidden units. With labels of length y_dim, the
-    modules are called with two arguments, the second one (N, y_dim).
+    x_dim: X. enc, dec: modules (N, X) -> (N, 2D) and (N, D) -> N results of X values; by default the homework's MLPs,
+    with n_hidden units per layer. With labels of length y_dim, their second argument is y, (N, y_dim).
     """
 
     is_density = False  # is log_likelihood the log of a density, or of a probability?
@@ -50,8 +46,7 @@ class VAE(nn.Module):
         self.dec = MLP(z_dim + y_dim, n_hidden, x_dim) if dec is None else dec
         self.register_buffer("z_prior_m", torch.zeros(1))  # N(0, I), saved as in the homework's files
         self.register_buffer("z_prior_v", torch.ones(1))
-        # The training loop writes the number of finished steps here, for a loss that changes during training.
-        self.register_buffer("step", torch.tensor(0), persistent=False)
+        self.register_buffer("step", torch.tensor(0), persistent=False)  # finished steps; the training loop counts
 
     # The densities
 
@@ -68,19 +63,16 @@ class VAE(nn.Module):
         return log_bernoulli_with_logits(x, apply(self.dec, z, *y))
 
     def kl(self, z, qm, qv):
-        """D_KL(q(z|x) || p(z)) in nats, in closed form: both are normal. qm, qv: (..., B, D). Returns (..., B).
-
-        z, a sample from q(z|x), (..., B, D), is for priors without a closed form.
-        """
+        """D_KL(q(z|x) || p(z)) in nats, in closed form; z ~ q(z|x) is for priors without. (..., B, D) -> (..., B)."""
         return kl_normal(qm, qv, self.z_prior_m, self.z_prior_v)
 
     # The bounds
 
     def elbo_terms(self, x, *y):
-        """The negative ELBO of each image and its terms, in nats, estimated without bias from one z ~ q(z|x).
+        """-ELBO(x) of each image and its terms, in nats, estimated without bias from one z ~ q(z|x).  (Problem 1.2)
 
         x: (B, X). Returns {'nelbo', 'kl', 'rec'}, each (..., B): nelbo = kl + rec, kl = D_KL(q(z|x) || p(z)),
-        rec = -log p(x|z), which estimates the reconstruction loss E_q[-log p(x|z)].  (Problem 1.2)
+        rec = -log p(x|z), an estimate of E_q[-log p(x|z)].
         """
         qm, qv = self.posterior(x, *y)  # (..., B, D)
         z = sample_gaussian(qm, qv)  # (..., B, D)
@@ -89,15 +81,15 @@ class VAE(nn.Module):
         return {"nelbo": kl + rec, "kl": kl, "rec": rec}
 
     def negative_elbo_bound(self, x, *y):
-        """-ELBO averaged over the batch, in nats. x: (B, X). Returns scalars (nelbo, kl, rec).  (Problem 1.2)"""
+        """elbo_terms averaged over the batch, in nats. x: (B, X). Returns scalars (nelbo, kl, rec).  (Problem 1.2)"""
         terms = self.elbo_terms(x, *y)
         return terms["nelbo"].mean(), terms["kl"].mean(), terms["rec"].mean()
 
     def log_weights(self, x, iw, *y):
-        """The logs of the importance weights w_i = p(x, z_i) / q(z_i|x), z_i ~ q(z|x), i = 1, ..., M = iw, in nats.
+        """log w_i, w_i = p(x, z_i) / q(z_i|x), z_i ~ q(z|x), i = 1, ..., M = iw, in nats; E[w_i] = p(x).  (Problem 3.2)
 
         x: (B, X). Returns (log_w, kl, rec), each (M, ..., B): log_w = -(kl + rec), kl = log q(z_i|x) - log p(z_i) at
-        the same sample z_i, never in closed form, and rec = -log p(x|z_i). E[w_i] = p(x).  (Problem 3.2)
+        the sample, rec = -log p(x|z_i).
         """
         qm, qv = self.posterior(x, *y)  # (..., B, D)
         z = sample_gaussian(duplicate(qm, iw).reshape(iw, *qm.shape), qv)  # (M, ..., B, D)
@@ -106,16 +98,15 @@ class VAE(nn.Module):
         return -(kl + rec), kl, rec
 
     def negative_iwae_bound(self, x, iw, *y):
-        """-L_m = -E[log (1/m) sum_i w_i], m = iw, averaged over the batch, in nats; see log_weights.  (Problem 3.2)
+        """-L_m = -E[log (1/m) sum_i w_i], m = iw, averaged over the batch, in nats, without bias.  (Problem 3.2)
 
-        x: (B, X). Returns scalars (niwae, kl, rec): an unbiased estimate of -L_m, and the two terms of the negative
-        ELBO, kl + rec, averaged over the m samples.
+        x: (B, X). Returns scalars (niwae, kl, rec), the last two averaged over the m samples: kl + rec is the -ELBO.
         """
         log_w, kl, rec = self.log_weights(x, iw, *y)  # (M, B)
         return -log_mean_exp(log_w, dim=0).mean(), kl.mean(), rec.mean()
 
     def loss(self, x, *y):
-        """The loss of the training, and the values of its curves: (scalar in nats, {tag: scalar}). x: (B, X)."""
+        """The loss of the training and the values of its curves: (scalar in nats, {tag: scalar}). x: (B, X)."""
         if self.iw == 1:
             loss, kl, rec = self.negative_elbo_bound(x, *y)
         else:
@@ -145,31 +136,27 @@ class VAE(nn.Module):
         """E[x'|z] at the mean z of q(z|x); with labels, given y. x: (B, X). Returns (B, X) in [0, 1]."""
         return self.mean_x(self.mean_z(x, *y), *y)
 
-    # Subclasses
+    def __init_subclass__(cls):
+        """TypeError if a subclass overrides only a part of a row of TOGETHER: it would inherit another model's rest."""
+        super().__init_subclass__()
 
-    def __init_subclass__(cls, **kwargs):
-        """TypeError if a subclass overrides only a part of what BELONGS_TO lists together."""
-        super().__init_subclass__(**kwargs)
-        definer = {}  # {name: the class that defines it, as a position in the order in which Python looks for it}
-        for position, base in reversed(list(enumerate(cls.__mro__))):
-            definer |= dict.fromkeys(vars(base), position)
-        for name, others in BELONGS_TO.items():
-            missing = [other for other in others if definer[other] > definer[name]]
+        def depth(name):  # of the class that defines it, in the order in which Python looks for it
+            return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
+
+        for names, others in TOGETHER:
+            first = min(names, key=depth)
+            missing = [name for name in (*names, *others) if depth(name) > depth(first)]
             if missing:
                 raise TypeError(
-                    f"{cls.__name__} overrides {name}, so it needs its own {' and '.join(missing)}, too: what it "
+                    f"{cls.__name__} overrides {first}, so it needs its own {' and '.join(missing)}, too: what it "
                     "inherits is another model's. The table in docs/extending.md says what belongs together."
                 )
 
 
-BELONGS_TO = {  # who overrides the first must override the others, too: otherwise they would be another model's
-    "log_prior": ("sample_z", "kl"),
-    "sample_z": ("log_prior",),
-    "kl": ("log_prior",),
-    "log_likelihood": ("mean_x", "sample_x", "is_density"),
-    "mean_x": ("log_likelihood",),
-    "elbo_terms": ("log_weights", "mean_z"),
-    "log_weights": ("elbo_terms",),
-    "negative_elbo_bound": ("elbo_terms",),
-    "negative_iwae_bound": ("log_weights",),
-}
+TOGETHER = [  # who overrides one of the first names of a row must override the whole row
+    (["log_prior", "sample_z", "kl"], []),  # another prior
+    (["log_likelihood", "mean_x"], ["sample_x", "is_density"]),  # another likelihood
+    (["elbo_terms", "log_weights"], ["mean_z"]),  # another posterior than a diagonal normal
+    (["negative_elbo_bound"], ["elbo_terms"]),
+    (["negative_iwae_bound"], ["log_weights"]),
+]
