@@ -65,7 +65,7 @@ def prune(folder, step, keep, iter_save):
 def read(path):
     """The contents of a torch.save file, on the CPU. InputError if it cannot be read without executing code in it."""
     if not Path(path).is_file():
-        raise InputError(f"there is no file {path}.")
+        raise InputError(f"{path} does not exist.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickles, which are refused or harmless
