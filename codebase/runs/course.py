@@ -51,7 +51,7 @@ def train_run(run, model, batches, splits, look):
     run.curves = start.curves
     shown = looked_at(model, look)  # before anything is deleted or written
     prepare_folders(run)
-    step, seconds = start.step, 0.0
+    step, seconds, stopping = start.step, 0.0, 0
 
     with (
         contextlib.closing(EventFile(run.logs, step)) as writer,
@@ -102,7 +102,7 @@ def train_run(run, model, batches, splits, look):
             if stopping:
                 break
 
-    finish(run, start, step, seconds, stopping if step > start.step else 0)
+    finish(run, start, step, seconds, signals[0] if signals else stopping)
 
 
 def begin(model, batches, held_out):

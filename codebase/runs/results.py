@@ -94,8 +94,8 @@ def show(run, writer, step, shown):
     if writer is not None:
         writer.flush()
         write_png(run, "curves", pictures.curves(run.curves))
-    run.record["step"] = step
-    write_results(run)
+        run.record["step"] = step
+        write_results(run)
 
 
 def write_png(run, name, picture):
