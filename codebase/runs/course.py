@@ -98,7 +98,7 @@ def train_run(run, model, batches, splits, look):
                 checkpoints.save(run.checkpoints, now, model, optimizer, flags.experiment(run.data))
                 if flags.keep:
                     checkpoints.prune(run.checkpoints, step, flags.keep, flags.iter_save)
-            show(run, writer, step, looked_at(model, look) if saving else {})
+            show(run, writer, step, looked_at(model, look) if saving else None)
             if stopping:
                 break
 

@@ -72,17 +72,17 @@ def looked_at(model, look):
 
 
 def show(run, writer, step, shown):
-    """Write the points of run.curves at this step, and what looked_at has returned; {} if it was not called.
+    """Write the points of run.curves at this step, and what looked_at has returned; None if it was not called.
 
     writer: an EventFile, or None.
     """
-    numbers = {name: value for name, value in shown.items() if not isinstance(value, Picture)}
+    numbers = {name: value for name, value in (shown or {}).items() if not isinstance(value, Picture)}
     for name, number in numbers.items():
         run.curves.setdefault(name, {})[step] = number.mean
     for tag, points in run.curves.items():
         if writer is not None and step in points:
             writer.add_scalar(tag, points[step], step)
-    if not shown:
+    if shown is None:
         return
     run.numbers = numbers
     run.logs.mkdir(parents=True, exist_ok=True)
