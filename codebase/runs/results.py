@@ -24,7 +24,7 @@ def read_results(run, step):
         record = json.loads((run.logs / "results.json").read_text(encoding="utf-8"))
         means(record["results"]), dict(record["experiment"]), list(record.get("trained", {}).get("code", []))
         del record["evaluated"]
-        return record if record["step"] == step else {}
+        return record if record.get("step") == step else {}
     except Exception:  # a damaged file can hold anything; its numbers are computed again
         return {}
 
