@@ -16,15 +16,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch._dynamo  # which an optimiser imports at its first use, in a second
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
+from codebase import evaluate
 from codebase.runs import checkpoints, course, files
 
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["killed_run"])
+LATER = ["torch._dynamo", "torchvision.utils", "matplotlib.backends.backend_agg"]  # imported at their first use
+FORKS.set_forkserver_preload(["killed_run", *LATER])
 
 
 def start(folder, args, die_at=None, disk=None, rank=0, torchrun=None):
@@ -64,19 +65,17 @@ def run(folder, args, die_at, disk, rank, torchrun):
     os.chdir(folder)
     if torchrun:
         os.environ.update(torchrun, RANK=str(rank), LOCAL_RANK=str(rank))
-    output = os.open(
-        f"output-{rank}.txt" if rank else "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    )
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    output = os.open(f"output-{rank}.txt" if rank else "output.txt", flags)
     for stream in (1, 2):
         os.dup2(output, stream)
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(io.FileIO(stream, "w", closefd=False), line_buffering=True) for stream in (1, 2)
     )
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and programs started by nohup this one
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # tqdm's usual lock has a semaphore, which a killed process would never release
-    course.LOG_EVERY = 7
+    course.LOG_EVERY, evaluate.ELBO_SAMPLES = 7, 2
     if die_at is not None:
         die_at_write(die_at)
     if disk is not None:
@@ -109,35 +108,21 @@ def die_at_write(n):
 
         setattr(module, name, cut_function)
 
-    class Half:
+    class Half(io.FileIO):
         """A file of which only the first half of what is written arrives."""
-
-        def __init__(self, *args):
-            self.file = io.FileIO(*args)
 
         def write(self, content):
             if here():
-                self.file.write(content[: len(content) // 2])
-                self.file.flush()
+                super().write(content[: len(content) // 2])
                 die()
-            return self.file.write(content)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
+            return super().write(content)
 
     def write_event(self, event):
+        write_whole(self, event)
         if here():
-            write_whole(self, event)
             self._writer.flush()
             os.truncate(self.path, os.path.getsize(self.path) - len(event) // 2)
             die()
-        write_whole(self, event)
 
     write_whole, RecordWriter.write = RecordWriter.write, write_event
     files.open = Half
