@@ -289,11 +289,8 @@ class LinearGaussian(VAE):
         return torch.distributions.MultivariateNormal(zero, covariance).log_prob(x)
 
 
-class LabelledLinearGaussian(SSVAE):
-    """An SSVAE whose log p(x) is known: given y, x minus an offset of that label is as in LinearGaussian; p(y) = 1/C.
-
-    The classifier is an arbitrary one, so that q(y|x) is not the true posterior.
-    """
+class GivenLabel:
+    """log p(x|y) is known: given y, x minus an offset of that label is as in LinearGaussian; p(y) = 1/C."""
 
     is_density, mean_x, sample_x = True, None, None
 
@@ -302,39 +299,6 @@ class LabelledLinearGaussian(SSVAE):
         self.given_y = LinearGaussian(**linear_gaussian)
         self.offsets = torch.randn(classes, 6, dtype=torch.float64)
         self.directions = torch.randn(6, classes, dtype=torch.float64)
-        self.double()
-
-    def log_q_y(self, x):
-        return (x @ self.directions).log_softmax(-1)
-
-    def posterior(self, x, y):
-        return self.given_y.posterior(x - y @ self.offsets)
-
-    def log_likelihood(self, x, z, y):
-        return self.given_y.log_likelihood(x - y @ self.offsets, z)
-
-    def draw(self, n):
-        """n images from p(x)."""
-        return self.given_y.draw(n) + self.offsets[torch.randint(self.classes, (n,))]
-
-    def log_p_given_y(self, x):
-        """log p(x|y) of every y. (C, n)"""
-        return self.given_y.log_p(x - self.every_y @ self.offsets)
-
-    def log_p(self, x):
-        """log p(x). (n,)"""
-        return log_mean_exp(self.log_p_given_y(x), dim=0)
-
-
-class ConditionalLinearGaussian(FSVAE):
-    """An FSVAE whose log p(x|y) is known: given y, x minus an offset of that label is as in LinearGaussian."""
-
-    is_density, mean_x, sample_x = True, None, None
-
-    def __init__(self, classes=3, **linear_gaussian):
-        super().__init__(z_dim=3, classes=classes)
-        self.given_y = LinearGaussian(**linear_gaussian)
-        self.offsets = torch.randn(classes, 6, dtype=torch.float64)
         self.double()
 
     def posterior(self, x, y):
@@ -351,3 +315,26 @@ class ConditionalLinearGaussian(FSVAE):
     def log_p(self, x, y):
         """log p(x|y). (n,)"""
         return self.given_y.log_p(x - y @ self.offsets)
+
+
+class ConditionalLinearGaussian(GivenLabel, FSVAE):
+    """An FSVAE whose log p(x|y) is known."""
+
+
+class LabelledLinearGaussian(GivenLabel, SSVAE):
+    """An SSVAE whose log p(x) is known. The classifier is an arbitrary one: q(y|x) is not the true posterior."""
+
+    def log_q_y(self, x):
+        return (x @ self.directions).log_softmax(-1)
+
+    def draw(self, n):
+        """n images from p(x)."""
+        return super().draw(n)[0]
+
+    def log_p_given_y(self, x):
+        """log p(x|y) of every y. (C, n)"""
+        return super().log_p(x, self.every_y)
+
+    def log_p(self, x):
+        """log p(x). (n,)"""
+        return log_mean_exp(self.log_p_given_y(x), dim=0)

@@ -28,14 +28,15 @@ LATER = ["torch._dynamo", "torchvision.utils", "matplotlib.backends.backend_agg"
 FORKS.set_forkserver_preload(["killed_run", *LATER])
 
 
-def start(folder, args, die_at=None, disk=None, rank=0, torchrun=None):
+def start(folder, args, die_at=None, disk=None, watch=(), rank=0, torchrun=None):
     """Start a script, args[0], in a folder. Its output goes to folder/output.txt. Returns the process.
 
     die_at: the write at which it kills itself: in the middle of a file or event, before it is flushed, before and after
     it is renamed, before an old file is deleted. disk: the largest size of a file in bytes, as if the disk were full.
-    rank, torchrun: see start_together.
+    watch: names of Python's audit events, to be printed as 'AUDIT (event, ...)'. rank, torchrun: see start_together.
     """
-    process = FORKS.Process(target=run, args=(folder, [*map(str, args)], die_at, disk, rank, torchrun), daemon=True)
+    how = die_at, disk, watch, rank, torchrun
+    process = FORKS.Process(target=run, args=(folder, [*map(str, args)], *how), daemon=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the process that they are forked from
         process.start()
@@ -61,7 +62,7 @@ def finish(process):
     return code
 
 
-def run(folder, args, die_at, disk, rank, torchrun):
+def run(folder, args, die_at, disk, watch, rank, torchrun):
     os.chdir(folder)
     if torchrun:
         os.environ.update(torchrun, RANK=str(rank), LOCAL_RANK=str(rank))
@@ -80,6 +81,7 @@ def run(folder, args, die_at, disk, rank, torchrun):
         die_at_write(die_at)
     if disk is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
+    sys.addaudithook(lambda *event: print("AUDIT", event) if event[0] in watch else None)
     sys.argv = args
     runpy.run_path(str(ROOT / args[0]), run_name="__main__")
 

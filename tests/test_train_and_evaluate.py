@@ -18,6 +18,14 @@ from codebase.models.ssvae import SSVAE
 LATENT = ("interpolations", "manifold", "posterior")  # the pictures of a z of two dimensions
 
 
+def tiles(path, size, rows, columns):
+    """The images in a picture, each of size x size pixels with a line of one pixel around it: (rows, columns, ...)."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (rows * (size + 1) + 1, columns * (size + 1) + 1, 3)
+    return pixels[1:, 1:].reshape(rows, size + 1, columns, size + 1, 3)[:, :-1, :, :-1].swapaxes(1, 2)
+
+
 def test_train_then_evaluate(vae, folders):
     code, out, _ = vae("--z", 2)
     assert code == 0
@@ -30,9 +38,8 @@ def test_train_then_evaluate(vae, folders):
     assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}$", out, re.M)) == 2
     assert "IWAE" not in out
     assert saved(checkpoints) == {"model-00020.pt", "model-00030.pt", *STATES}
-    for name in ("samples", "reconstructions"):  # 10 x 20 tiles of 28 pixels, a line of one pixel around each
-        with Image.open(logs / f"{name}.png") as picture:
-            assert picture.size == (20 * 29 + 1, 10 * 29 + 1)
+    for name in ("samples", "reconstructions"):
+        assert len(tiles(logs / f"{name}.png", 28, rows=10, columns=20))
     shown = pictures_shown(logs)
     assert set(shown) == {"samples", "reconstructions", *LATENT}
     assert {path.stem for path in logs.glob("*.png")} == {"curves", *shown}
@@ -182,17 +189,9 @@ def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
     assert shown["test/accuracy_percent"][-1][1] == pytest.approx(100 * p)
     assert set(pictures_shown(logs)) == {"samples", "mistakes", *LATENT}
 
-    # The pictures: 10 x 20 and 10 x 10 tiles of 28 pixels; of a mistake a tile, of none black.
-    with Image.open(logs / "samples.png") as picture:
-        assert picture.size == (20 * 29 + 1, 10 * 29 + 1)
-    with Image.open(logs / "mistakes.png") as picture:
-        assert picture.size == (10 * 29 + 1, 10 * 29 + 1)
-        pixels = np.asarray(picture.convert("L"))
-    tiles = np.array(
-        [[pixels[29 * i + 1 : 29 * i + 29, 29 * j + 1 : 29 * j + 29].max() for j in range(10)] for i in range(10)]
-    )
-    off_diagonal = confusion * (1 - np.eye(10, dtype=int))
-    assert ((tiles > 0) == (off_diagonal > 0)).all()
+    assert len(tiles(logs / "samples.png", 28, rows=10, columns=20))
+    is_shown = tiles(logs / "mistakes.png", 28, rows=10, columns=10).max((2, 3, 4)) > 0
+    assert (is_shown == (confusion * (1 - np.eye(10)) > 0)).all()
 
     code, out, _ = ssvae("--train", 0, "--iw_eval", "1,10")
     assert code == 0
@@ -251,50 +250,25 @@ def test_the_fsvae_trains_and_evaluates(fsvae, folders, tmp_path):
     assert "kl_bits" not in test
     assert set(curves(logs)) == {"train/loss", "gen/elbo", "gen/kl_z", "gen/rec", *EVAL}
 
-    # The pictures: 10 x 20 tiles of 32 pixels; an image of each class, its reconstruction, its style in ten digits.
-    shown = pictures_shown(logs)
-    for name, columns in (("samples", 20), ("reconstructions", 12)):
-        with Image.open(logs / f"{name}.png") as picture:
-            assert picture.size == (columns * 33 + 1, 10 * 33 + 1)
-        assert [step for step, _ in shown[name]] == [0, 2, 4, 6]
-    with np.load(tmp_path / "digits.npz") as arrays, Image.open(logs / "reconstructions.png") as picture:
-        x, y, pixels = arrays["x_test"], arrays["y_test"], np.asarray(picture)
-    model = FSVAE()
+    model, y = FSVAE(), torch.eye(10)
     model.load_state_dict(weights(checkpoints, 6))
-    tiles = pixels[:330, :396].reshape(10, 33, 12, 33, 3)[:, 1:, :, 1:].transpose(0, 2, 1, 3, 4)  # row, column, image
-    every_y = torch.eye(10)
-    for c in range(10):
-        assert any((tiles[c, 0] == image).all() for image in x[y == c])
-        image = torch.tensor(tiles[c, 0] / 255).float().permute(2, 0, 1).reshape(1, -1)
-        with torch.no_grad():
-            z = model.posterior(image, every_y[c : c + 1])[0]
-            styles = model.mean_x(z, every_y[[c, *range(10)]])  # its reconstruction, then its style in every digit
-        expected = 255 * styles.reshape(11, 3, 32, 32).permute(0, 2, 3, 1).numpy()
-        assert np.abs(tiles[c, 1:] - expected).max() <= 1
+    samples = tiles(logs / "samples.png", 32, rows=10, columns=20)
+    images = tiles(logs / "reconstructions.png", 32, rows=10, columns=12)
+    with np.load(tmp_path / "digits.npz") as arrays:
+        for c in range(10):
+            assert any((images[c, 0] == image).all() for image in arrays["x_test"][arrays["y_test"] == c])
+    torch.manual_seed(0)  # the styles are the same at every checkpoint
+    with torch.no_grad():
+        drawn = model.mean_x(model.sample_z(20), y.unsqueeze(1))  # row: digit; column: style
+        z = model.posterior(torch.tensor(images[:, 0] / 255).float().permute(0, 3, 1, 2).flatten(1), y)[0]
+        changed = torch.stack([model.mean_x(z, y), *(model.mean_x(z, each.expand(10, 10)) for each in y)], dim=1)
+    for found, expected in ((samples, drawn), (images[:, 1:], changed)):
+        assert np.abs(found - 255 * expected.unflatten(-1, (3, 32, 32)).permute(0, 1, 3, 4, 2).numpy()).max() <= 1
+    assert [step for step, _ in pictures_shown(logs)["samples"]] == [0, 2, 4, 6]
 
     code, out, _ = fsvae("--train", 0, "--iw_eval", "1,10")
     assert code == 0
     assert len(re.findall(rf"^Negative IWAE-10?: {NUMBER} \({bits} bits per dimension\)$", out, re.M)) == 2
-
-
-def test_rows_are_digits_and_columns_are_styles(fsvae, tmp_path):
-    """A decoder whose first pixel is 0.5 + z_0 / 10, whose second is y / 10."""
-    state = FSVAE().state_dict()
-    decoder = [state[f"dec.net.{i}.{what}"].zero_() for i in (0, 2, 4) for what in ("weight", "bias")]
-    first, bias, second, _, last, last_bias = decoder
-    first[0, 0], bias[0], last_bias[0] = 0.1, 2, 0.5 - 2  # above 0, where the activation is the identity
-    first[1, 10:] = torch.arange(10) / 10
-    for layer in (second, last):
-        layer[0, 0] = layer[1, 1] = 1
-    torch.save(state, tmp_path / "drawing.pt")
-    assert fsvae("--checkpoint", "drawing.pt", "--iw_eval", 1)[0] == 0
-    (logs,) = (tmp_path / "logs").iterdir()
-    with Image.open(logs / "samples.png") as picture:
-        pixels = np.asarray(picture)[..., 0].astype(int)
-    styles, digits = (pixels[1::33, place::33][:10, :20] for place in (1, 2))
-    assert (styles == styles[0]).all()
-    assert len(set(styles[0])) > 10
-    assert (abs(digits - 25.5 * np.arange(10)[:, None]) <= 1).all()
 
 
 @pytest.mark.parametrize("name", ["ssvae", pytest.param("fsvae", marks=pytest.mark.slow)])
