@@ -6,7 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from torchvision.datasets import SVHN
 
-from codebase import evaluate
+from codebase import evaluate, pictures
 from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
 from codebase.models.vae import VAE
@@ -112,12 +112,13 @@ def printed_by(program, *args, cwd=ROOT):
 
 @pytest.fixture
 def script(tmp_path, monkeypatch, capsys):
-    """script('run_vae.py', '--z', 2, ...) runs it in tmp_path. Returns (exit code, standard output, standard error)."""
+    """script('run_vae.py', '--z', 2, ...) runs it in tmp_path. Returns (exit code, standard output, standard error).
+
+    The picture of the curves is a black one, and no picture is compressed: both would take longer than the run.
+    """
     monkeypatch.chdir(tmp_path)
-    save = Image.Image.save
-    monkeypatch.setattr(
-        Image.Image, "save", lambda *args, **how: save(*args, **({"compress_level": 1} | how))
-    )  # level 1 takes less time
+    monkeypatch.setattr(pictures, "curves", lambda history: pictures.Picture(np.zeros((4, 6, 3), np.uint8), ""))
+    monkeypatch.setattr(Image.Image, "save", partialmethod(Image.Image.save, compress_level=0))
 
     def call(name, *args):
         monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
@@ -139,10 +140,11 @@ STATES = {"training.pt"}
 EVAL = {"eval/nelbo_test", "eval/nelbo_train"}  # the held-out curves
 
 
-def with_usual(script, usual, name, *args):
-    """script(name, ...) with the usual flags, except those that are given."""
+def with_usual(script, digits, iter_save, name, *args):
+    """script(name, ...) on these images, with small numbers, unless other ones are given."""
+    usual = {"--dataset": digits, "--iter_max": 30, "--iter_save": iter_save, "--batch_size": 50, "--device": "cpu"}
     if "--train" in args and args[args.index("--train") + 1] == 0:
-        usual = {flag: value for flag, value in usual.items() if flag != "--iter_max"}  # selects a checkpoint
+        del usual["--iter_max"]  # it would select a checkpoint
     return script(name, *(x for flag, value in usual.items() if flag not in args for x in (flag, value)), *args)
 
 
@@ -155,8 +157,7 @@ def few_draws(monkeypatch):
 @pytest.fixture
 def on_digits(script, digits, few_draws):
     """on_digits('run_vae.py', '--z', 2, ...): small digits, 30 steps, a checkpoint every 20, unless told otherwise."""
-    usual = {"--dataset": digits, "--iter_max": 30, "--iter_save": 20, "--batch_size": 50, "--device": "cpu"}
-    return partial(with_usual, script, usual)
+    return partial(with_usual, script, digits, 20)
 
 
 @pytest.fixture
@@ -165,10 +166,21 @@ def vae(on_digits):
 
 
 @pytest.fixture
-def fsvae(script, colour_digits, few_draws, monkeypatch):
+def trained(vae, tmp_path, tmp_path_factory):
+    """`vae`, where it has been called once: the checkpoints are of the steps 20 and 30."""
+    kept = tmp_path_factory.getbasetemp() / "trained"  # trained once, and then copied
+    if kept.exists():
+        shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    else:
+        assert vae()[0] == 0
+        shutil.copytree(tmp_path, kept)
+    return vae
+
+
+@pytest.fixture
+def fsvae(script, colour_digits, few_draws):
     """As `vae`, on small colour digits, a checkpoint every 10 steps."""
-    usual = {"--dataset": colour_digits, "--iter_max": 30, "--iter_save": 10, "--batch_size": 50, "--device": "cpu"}
-    return partial(with_usual, script, usual, "run_fsvae.py")
+    return partial(with_usual, script, colour_digits, 10, "run_fsvae.py")
 
 
 @pytest.fixture
@@ -176,9 +188,7 @@ def folders(tmp_path):
     """The folders of the only run: its checkpoints and its logs."""
 
     def find():
-        (name,) = {
-            path.name for kind in ("checkpoints", "logs") for path in tmp_path.glob(f"{kind}/*") if path.is_dir()
-        }
+        (name,) = {path.name for path in (*tmp_path.glob("checkpoints/*"), *tmp_path.glob("logs/*"))}
         return tmp_path / "checkpoints" / name, tmp_path / "logs" / name
 
     return find
@@ -279,11 +289,8 @@ class LinearGaussian(VAE):
         return torch.distributions.MultivariateNormal(zero, covariance).log_prob(x)
 
 
-class LabelledLinearGaussian(SSVAE):
-    """An SSVAE whose log p(x) is known: given y, x minus an offset of that label is as in LinearGaussian; p(y) = 1/C.
-
-    The classifier is an arbitrary one, so that q(y|x) is not the true posterior.
-    """
+class GivenLabel:
+    """log p(x|y) is known: given y, x minus an offset of that label is as in LinearGaussian; p(y) = 1/C."""
 
     is_density, mean_x, sample_x = True, None, None
 
@@ -292,39 +299,6 @@ class LabelledLinearGaussian(SSVAE):
         self.given_y = LinearGaussian(**linear_gaussian)
         self.offsets = torch.randn(classes, 6, dtype=torch.float64)
         self.directions = torch.randn(6, classes, dtype=torch.float64)
-        self.double()
-
-    def log_q_y(self, x):
-        return (x @ self.directions).log_softmax(-1)
-
-    def posterior(self, x, y):
-        return self.given_y.posterior(x - y @ self.offsets)
-
-    def log_likelihood(self, x, z, y):
-        return self.given_y.log_likelihood(x - y @ self.offsets, z)
-
-    def draw(self, n):
-        """n images from p(x)."""
-        return self.given_y.draw(n) + self.offsets[torch.randint(self.classes, (n,))]
-
-    def log_p_given_y(self, x):
-        """log p(x|y) of every y. (C, n)"""
-        return self.given_y.log_p(x - self.every_y @ self.offsets)
-
-    def log_p(self, x):
-        """log p(x). (n,)"""
-        return log_mean_exp(self.log_p_given_y(x), dim=0)
-
-
-class ConditionalLinearGaussian(FSVAE):
-    """An FSVAE whose log p(x|y) is known: given y, x minus an offset of that label is as in LinearGaussian."""
-
-    is_density, mean_x, sample_x = True, None, None
-
-    def __init__(self, classes=3, **linear_gaussian):
-        super().__init__(z_dim=3, classes=classes)
-        self.given_y = LinearGaussian(**linear_gaussian)
-        self.offsets = torch.randn(classes, 6, dtype=torch.float64)
         self.double()
 
     def posterior(self, x, y):
@@ -341,3 +315,26 @@ class ConditionalLinearGaussian(FSVAE):
     def log_p(self, x, y):
         """log p(x|y). (n,)"""
         return self.given_y.log_p(x - y @ self.offsets)
+
+
+class ConditionalLinearGaussian(GivenLabel, FSVAE):
+    """An FSVAE whose log p(x|y) is known."""
+
+
+class LabelledLinearGaussian(GivenLabel, SSVAE):
+    """An SSVAE whose log p(x) is known. The classifier is an arbitrary one: q(y|x) is not the true posterior."""
+
+    def log_q_y(self, x):
+        return (x @ self.directions).log_softmax(-1)
+
+    def draw(self, n):
+        """n images from p(x)."""
+        return super().draw(n)[0]
+
+    def log_p_given_y(self, x):
+        """log p(x|y) of every y. (C, n)"""
+        return super().log_p(x, self.every_y)
+
+    def log_p(self, x):
+        """log p(x). (n,)"""
+        return log_mean_exp(self.log_p_given_y(x), dim=0)

@@ -16,25 +16,27 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch._dynamo  # which an optimiser imports at its first use, in a second
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
+from codebase import evaluate
 from codebase.runs import checkpoints, course, files
 
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["killed_run"])
+LATER = ["torch._dynamo", "torchvision.utils", "matplotlib.backends.backend_agg"]  # imported at their first use
+FORKS.set_forkserver_preload(["killed_run", *LATER])
 
 
-def start(folder, args, die_at=None, disk=None, rank=0, torchrun=None):
+def start(folder, args, die_at=None, disk=None, watch=(), rank=0, torchrun=None):
     """Start a script, args[0], in a folder. Its output goes to folder/output.txt. Returns the process.
 
     die_at: the write at which it kills itself: in the middle of a file or event, before it is flushed, before and after
     it is renamed, before an old file is deleted. disk: the largest size of a file in bytes, as if the disk were full.
-    rank, torchrun: see start_together.
+    watch: names of Python's audit events, to be printed as 'AUDIT (event, ...)'. rank, torchrun: see start_together.
     """
-    process = FORKS.Process(target=run, args=(folder, [*map(str, args)], die_at, disk, rank, torchrun), daemon=True)
+    how = die_at, disk, watch, rank, torchrun
+    process = FORKS.Process(target=run, args=(folder, [*map(str, args)], *how), daemon=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the process that they are forked from
         process.start()
@@ -60,27 +62,26 @@ def finish(process):
     return code
 
 
-def run(folder, args, die_at, disk, rank, torchrun):
+def run(folder, args, die_at, disk, watch, rank, torchrun):
     os.chdir(folder)
     if torchrun:
         os.environ.update(torchrun, RANK=str(rank), LOCAL_RANK=str(rank))
-    output = os.open(
-        f"output-{rank}.txt" if rank else "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    )
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    output = os.open(f"output-{rank}.txt" if rank else "output.txt", flags)
     for stream in (1, 2):
         os.dup2(output, stream)
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(io.FileIO(stream, "w", closefd=False), line_buffering=True) for stream in (1, 2)
     )
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and programs started by nohup this one
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # tqdm's usual lock has a semaphore, which a killed process would never release
-    course.LOG_EVERY = 7
+    course.LOG_EVERY, evaluate.ELBO_SAMPLES = 7, 2
     if die_at is not None:
         die_at_write(die_at)
     if disk is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
+    sys.addaudithook(lambda *event: print("AUDIT", event) if event[0] in watch else None)
     sys.argv = args
     runpy.run_path(str(ROOT / args[0]), run_name="__main__")
 
@@ -109,35 +110,21 @@ def die_at_write(n):
 
         setattr(module, name, cut_function)
 
-    class Half:
+    class Half(io.FileIO):
         """A file of which only the first half of what is written arrives."""
-
-        def __init__(self, *args):
-            self.file = io.FileIO(*args)
 
         def write(self, content):
             if here():
-                self.file.write(content[: len(content) // 2])
-                self.file.flush()
+                super().write(content[: len(content) // 2])
                 die()
-            return self.file.write(content)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
+            return super().write(content)
 
     def write_event(self, event):
+        write_whole(self, event)
         if here():
-            write_whole(self, event)
             self._writer.flush()
             os.truncate(self.path, os.path.getsize(self.path) - len(event) // 2)
             die()
-        write_whole(self, event)
 
     write_whole, RecordWriter.write = RecordWriter.write, write_event
     files.open = Half

@@ -1,6 +1,7 @@
 """Damaged input to every reader: it returns the original contents, or raises the project's own error."""
 
 import contextlib
+import copy
 import gzip
 import hashlib
 import io
@@ -79,8 +80,11 @@ def outcome(read):
     return None
 
 
-def npz_files(folder):
-    """Some files that can be read, and some that cannot."""
+# The readers: each returns a path, what may be there, and a function that reads it.
+
+
+def npz(folder, monkeypatch):
+    """Some files that can be read, and two that cannot."""
     y = np.arange(4) % 10
     grey = np.random.RandomState(0).randint(0, 256, (4, 28, 28)).astype(np.uint8)
     arrays = {"x_train": grey, "y_train": y, "x_test": grey[:2], "y_test": y[:2]}
@@ -89,24 +93,87 @@ def npz_files(folder):
     np.savez(folder / "channel.npz", **arrays | {"x_train": np.asfortranarray(grey)[..., None], "more": y})
     np.savez(folder / "pickled.npz", **arrays | {"y_test": np.array([1, "2"], dtype=object)})
     np.save(folder / "single.npy", grey)
-    return [path.read_bytes() for path in sorted(folder.iterdir())]
+    files = [path.read_bytes() for path in sorted(folder.iterdir())]
+    return folder / "damaged.npz", files, lambda: data.load(folder / "damaged.npz")[3:]
+
+
+def idx(folder, monkeypatch, compress=bytes):
+    """MNIST's format, with the checksum of the whole file."""
+    content = b"\0\0\x08\x03" + b"\0\0\0\x02\0\0\0\x1c\0\0\0\x1c" + bytes(np.arange(2 * 784) % 256)
+    monkeypatch.setitem(data.mnist.MNIST_FILES, "images", hashlib.sha256(content).hexdigest())
+    name = "images" if compress is bytes else "images.gz"
+    return folder / name, [compress(content)], lambda: data.mnist.read_file(folder / "images")
+
+
+def idx_gz(folder, monkeypatch):
+    return idx(folder, monkeypatch, gzip.compress)
+
+
+def mat(folder, monkeypatch):
+    """SVHN's format."""
+    path = save_svhn(folder / "svhn", monkeypatch) / "test_32x32.mat"
+    return path, [path.read_bytes()], lambda: data.svhn.read_file(path)
+
+
+def small():
+    """A small model and its optimizer."""
+    model = VAE(z_dim=1, x_dim=4, n_hidden=3)
+    return model, Adam(model.parameters(), 1e-3)
+
+
+def checkpoint(folder, monkeypatch, old=False):
+    """Weights, in PyTorch's format or in its old one."""
+    path = folder / "weights.pt"
+    torch.save(small()[0].state_dict(), path, _use_new_zipfile_serialization=not old)
+
+    def read():
+        model, _ = small()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        try:
+            checkpoints.load_weights(model, path)
+        except InputError:
+            assert same(before, dict(model.state_dict()))
+            raise
+        if old:  # it has no checksums: a number may have changed, but is finite
+            return all(value.isfinite().all() for value in model.state_dict().values())
+        return dict(model.state_dict())
+
+    return path, [path.read_bytes()], read
+
+
+def old_checkpoint(folder, monkeypatch):
+    return checkpoint(folder, monkeypatch, old=True)
+
+
+def training_state(folder, monkeypatch):
+    model, optimizer = small()
+    model.loss(torch.ones(2, 4))[0].backward()
+    optimizer.step()
+    checkpoints.save(folder, checkpoints.Progress(1, 2.0, {"train/loss": {1: 0.5}}), model, optimizer, {"z": 1})
+
+    def read():
+        model, optimizer = small()
+        return checkpoints.resume(folder, model, optimizer, {"z": 1}), dict(model.state_dict()), optimizer.state_dict()
+
+    path = checkpoints.state_path(folder)
+    return path, [path.read_bytes()], read
 
 
 @pytest.mark.parametrize("n", CASES)
-def test_damaged_npz_files(tmp_path, n):
-    files = npz_files(tmp_path)
-    path = tmp_path / "damaged.npz"
+@pytest.mark.parametrize("reader", [npz, idx, idx_gz, mat, checkpoint, old_checkpoint, training_state])
+def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path, monkeypatch, reader, n):
+    path, files, read = reader(tmp_path, monkeypatch)
 
-    def read(content):
-        path.write_bytes(content)
-        return outcome(lambda: data.load(path))
+    def read_damaged(file, edits):
+        path.write_bytes(damage(files[file], edits))
+        return outcome(read)
 
-    wholes = [read(content) for content in files]
-    assert [whole is not None for whole in wholes] == [True, True, False, True, False]
+    wholes = [read_damaged(file, []) for file in range(len(files))]
+    assert wholes.count(None) == (2 if reader is npz else 0)
 
     def check(file, edits):
-        result = read(damage(files[file], edits))
-        assert result is None or same(result[3:], wholes[file][3:])
+        found = read_damaged(file, edits)
+        assert found is None or same(found, wholes[file])
 
     for_all(n, (st.integers(0, len(files) - 1), EDITS), check)
 
@@ -150,43 +217,6 @@ def test_npz_files_of_other_arrays(tmp_path, n):
     for_all(n, (st.fixed_dictionaries(images, optional=labels),), check)
 
 
-@pytest.mark.parametrize("n", CASES)
-def test_damaged_idx_files(tmp_path, monkeypatch, n):
-    """MNIST's format, plain and gzipped, with the checksum of the whole file: what is read is that file or nothing."""
-    content = b"\0\0\x08\x03" + b"\0\0\0\x02\0\0\0\x1c\0\0\0\x1c" + bytes(np.arange(2 * 784) % 256)
-    forms = {"images": content, "images.gz": gzip.compress(content)}
-    monkeypatch.setitem(data.mnist.MNIST_FILES, "images", hashlib.sha256(content).hexdigest())
-
-    def check(form, edits):
-        for name in forms:
-            (tmp_path / name).unlink(missing_ok=True)
-        (tmp_path / form).write_bytes(damage(forms[form], edits))
-        result = outcome(lambda: data.mnist.read_file(tmp_path / "images"))
-        assert result is None or result.numpy().tobytes() == content[16:]
-        assert edits or result is not None
-
-    for form in forms:
-        check(form, [])
-    for_all(n, (st.sampled_from(sorted(forms)), EDITS), check)
-
-
-@pytest.mark.parametrize("n", CASES)
-def test_damaged_mat_files(tmp_path, monkeypatch, n):
-    folder = save_svhn(tmp_path / "svhn", monkeypatch)
-    path = folder / "test_32x32.mat"
-    content = path.read_bytes()
-    x, y = data.svhn.read_file(path)
-
-    def check(edits):
-        path.write_bytes(damage(content, edits))
-        result = outcome(lambda: data.svhn.read_file(path))
-        assert result is None or (result[0].equal(x) and result[1].equal(y))
-        assert edits or result is not None
-
-    check([])
-    for_all(n, (EDITS,), check)
-
-
 VALUES = st.one_of(
     st.sampled_from(["0", "1", "2", "10", "-1", "1e400", "nan", "-inf", "0x10", "1_0", "٣", "", " 7 ", "1,10", "1,,2"]),
     st.sampled_from(["auto", "cpu", "cuda", "glyphs", "mnist", "svhn", "x.npz", "\udcff.npz", "--z", "-h"]),
@@ -220,70 +250,15 @@ def test_flags_of_any_kind(n):
             assert code == (0 if out.getvalue().startswith("usage: ") else 2)  # --help, a complaint
             assert code == 0 or ": error: " in err.getvalue()
             return
-        assert 1 <= found.z <= 1_000_000
+        assert found.z >= 1
         assert 0 < found.lr < float("inf")
-        assert 0 <= found.seed < 2**63
-        assert all(1 <= m <= 5000 for m in found.iw_eval)
+        assert found.seed >= 0
+        assert min(found.iw_eval) >= 1
         name = found.run_name("model", SimpleNamespace(name="data"), "mnist")
-        assert re.fullmatch(r"[\w=.+-]+", name, re.ASCII)
+        assert re.fullmatch(r"[\w=.,+-]+", name, re.ASCII)
         json.dumps(found.values()).encode()
 
     for_all(n, (st.sampled_from(scripts), st.lists(flags, max_size=4)), check)
-
-
-@pytest.fixture
-def begun(tmp_path):
-    """A folder with a small model's weights, in PyTorch's format and in its old one, and its training state."""
-    model = VAE(z_dim=1, x_dim=4, n_hidden=3)
-    optimizer = Adam(model.parameters(), 1e-3)
-    model.loss(torch.ones(2, 4))[0].backward()
-    optimizer.step()
-    checkpoints.save(tmp_path, checkpoints.Progress(1, 2.0), model, optimizer, {"z": 1})
-    torch.save(model.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    return tmp_path, model
-
-
-@pytest.mark.parametrize("n", CASES)
-def test_damaged_checkpoints(begun, n):
-    folder, model = begun
-    files = [(folder / name).read_bytes() for name in ("model-00001.pt", "old.pt")]
-    path = folder / "damaged.pt"
-
-    def check(file, edits):
-        path.write_bytes(damage(files[file], edits))
-        other = VAE(z_dim=1, x_dim=4, n_hidden=3)
-        before = {key: value.clone() for key, value in other.state_dict().items()}
-        loaded = outcome(lambda: checkpoints.load_weights(other, path) or True)
-        after = other.state_dict()
-        if not loaded:
-            assert same(before, after)
-        elif file == 0:
-            assert same(dict(model.state_dict()), dict(after))
-        assert all(value.isfinite().all() for value in after.values())  # the old format has no checksums
-        assert edits or loaded
-
-    for file in (0, 1):
-        check(file, [])
-    for_all(n, (st.sampled_from([0, 0, 1]), EDITS), check)
-
-
-@pytest.mark.parametrize("n", CASES)
-def test_damaged_training_states(begun, n):
-    folder, model = begun
-    path = folder / "training.pt"
-    whole = path.read_bytes()
-
-    def check(edits):
-        path.write_bytes(damage(whole, edits))
-        other = VAE(z_dim=1, x_dim=4, n_hidden=3)
-        resumed = outcome(lambda: checkpoints.resume(folder, other, Adam(other.parameters(), 1e-3), {"z": 1}))
-        assert resumed is None or (
-            resumed == checkpoints.Progress(1, 2.0, {}) and same(dict(model.state_dict()), dict(other.state_dict()))
-        )
-        assert edits or resumed
-
-    check([])
-    for_all(n, (EDITS,), check)
 
 
 TREES = st.recursive(
@@ -294,35 +269,23 @@ TREES = st.recursive(
 
 
 @pytest.mark.parametrize("n", FEWER_CASES)
-def test_sound_training_states_of_other_contents(begun, n):
+def test_sound_training_states_of_other_contents(tmp_path, monkeypatch, n):
     """A file that PyTorch reads, in which one entry at some depth is something else."""
-    folder, _ = begun
-    path = folder / "training.pt"
-    keys = st.sampled_from(
-        ["step", "seconds", "weights", "optimizer", "random", "flags", "state", 0, "exp_avg", "cpu", "z"]
-    )
+    path, _, read = training_state(tmp_path, monkeypatch)
+    whole = torch.load(path, weights_only=True)
+    names = ["step", "seconds", "weights", "optimizer", "random", "flags", "curves", "state", 0, "exp_avg", "cpu", "z"]
 
     def check(way, value):
-        state = torch.load(folder / "model-00001.pt", weights_only=True)
-        state = {
-            "step": 1,
-            "seconds": 2.0,
-            "weights": state,
-            "optimizer": {"state": {}},
-            "random": {"cpu": torch.get_rng_state()},
-            "flags": {"z": 1},
-        }
-        inner = state
+        state = inner = copy.deepcopy(whole)
         for key in way[:-1]:
             inner = inner.setdefault(key, {})
             if not isinstance(inner, dict):
                 return
         inner[way[-1]] = value
         torch.save(state, path)
-        other = VAE(z_dim=1, x_dim=4, n_hidden=3)
-        outcome(lambda: checkpoints.resume(folder, other, Adam(other.parameters(), 1e-3), {"z": 1}))
+        outcome(read)
 
-    for_all(n, (st.lists(keys, min_size=1, max_size=3), TREES), check)
+    for_all(n, (st.lists(st.sampled_from(names), min_size=1, max_size=3), TREES), check)
 
 
 @pytest.mark.parametrize("n", FEWER_CASES)
@@ -330,13 +293,17 @@ def test_results_of_other_contents(tmp_path, n):
     """A results.json that holds anything: what is kept of it is a dict of splits, which can be added to."""
     run = SimpleNamespace(logs=tmp_path)
     part = st.one_of(TREES, st.dictionaries(st.sampled_from(["subset", "test"]), TREES))
+    kept = []
 
     def check(step, results):
-        (tmp_path / "results.json").write_text(json.dumps({"step": step, "results": results, "flags": {}}))
+        record = {"step": step, "results": results, "flags": {}, "experiment": {}, "evaluated": {}}
+        (tmp_path / "results.json").write_text(json.dumps(record))
         for split in read_results(run, 1).get("results", {}).values():
             split["nelbo"] = 1
+            kept.append(split)
 
     for_all(n, (st.one_of(st.just(1), TREES), part), check)
+    assert kept
 
 
 @pytest.mark.parametrize("n", FEWER_CASES)

@@ -51,7 +51,7 @@ def train_run(run, model, batches, splits, look):
     run.curves = start.curves
     shown = looked_at(model, look)  # before anything is deleted or written
     prepare_folders(run)
-    step, seconds = start.step, 0.0
+    step, seconds, stopping = start.step, 0.0, 0
 
     with (
         contextlib.closing(EventFile(run.logs, step)) as writer,
@@ -98,11 +98,11 @@ def train_run(run, model, batches, splits, look):
                 checkpoints.save(run.checkpoints, now, model, optimizer, flags.experiment(run.data))
                 if flags.keep:
                     checkpoints.prune(run.checkpoints, step, flags.keep, flags.iter_save)
-            show(run, writer, step, looked_at(model, look) if saving else {})
+            show(run, writer, step, looked_at(model, look) if saving else None)
             if stopping:
                 break
 
-    finish(run, start, step, seconds, stopping if step > start.step else 0)
+    finish(run, start, step, seconds, signals[0] if signals else stopping)
 
 
 def begin(model, batches, held_out):

@@ -24,7 +24,7 @@ def read_results(run, step):
         record = json.loads((run.logs / "results.json").read_text(encoding="utf-8"))
         means(record["results"]), dict(record["experiment"]), list(record.get("trained", {}).get("code", []))
         del record["evaluated"]
-        return record if record["step"] == step else {}
+        return record if record.get("step") == step else {}
     except Exception:  # a damaged file can hold anything; its numbers are computed again
         return {}
 
@@ -72,17 +72,17 @@ def looked_at(model, look):
 
 
 def show(run, writer, step, shown):
-    """Write the points of run.curves at this step, and what looked_at has returned; {} if it was not called.
+    """Write the points of run.curves at this step, and what looked_at has returned; None if it was not called.
 
     writer: an EventFile, or None.
     """
-    numbers = {name: value for name, value in shown.items() if not isinstance(value, Picture)}
+    numbers = {name: value for name, value in (shown or {}).items() if not isinstance(value, Picture)}
     for name, number in numbers.items():
         run.curves.setdefault(name, {})[step] = number.mean
     for tag, points in run.curves.items():
         if writer is not None and step in points:
             writer.add_scalar(tag, points[step], step)
-    if not shown:
+    if shown is None:
         return
     run.numbers = numbers
     run.logs.mkdir(parents=True, exist_ok=True)
@@ -94,8 +94,8 @@ def show(run, writer, step, shown):
     if writer is not None:
         writer.flush()
         write_png(run, "curves", pictures.curves(run.curves))
-    run.record["step"] = step
-    write_results(run)
+        run.record["step"] = step
+        write_results(run)
 
 
 def write_png(run, name, picture):
