@@ -1,108 +1,214 @@
-"""Series of runs: --replicates."""
+"""Series of runs, --replicates: processes that get the same command share them by the locks of their folders."""
 
+import contextlib
 import json
+import os
+import re
 import shutil
+import signal
 import sys
-from functools import partial
+import time
+from pathlib import Path
 
+import killed_run
 import numpy as np
 import pytest
-from conftest import ROOT, contents, same, weights
+from conftest import ROOT, contents, same, save_digits
+from test_processes import printed, state_and_results, torchrun, wait_for
 
-from codebase.runs import course, environment
-
-
-def results_of(folder):
-    return sorted(folder.glob("logs/*/results.json"))
+from codebase import data, pictures
+from codebase.runs import checkpoints, course, environment, files
 
 
-def test_replicates_are_the_runs_that_they_would_be_alone(vae, tmp_path):
-    """The runs 1 and 2, bit for bit, and then their table."""
-    usual = ["--train", 2, "--iw_eval", "1,3", "--z", 2]
-    code, out, _ = vae(*usual, "--run", 1, "--replicates", 2)
-    assert code == 0
-    together = {path.name: weights(path, 30) for path in (tmp_path / "checkpoints").iterdir()}
-    assert sorted(name[-8:] for name in together) == ["run=0001", "run=0002"]
-    means = [json.loads(path.read_text())["results"]["test"]["nelbo"]["mean"] for path in results_of(tmp_path)]
-    table = out[out.index("### vae") :]
-    assert "| runs | 2 |\n| seeds | 1, 2 |\n| steps | 30 |" in table
-    assert f"| test NELBO | {np.mean(means):.2f} ± {abs(means[0] - means[1]) / 2:.2f} |" in table
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of a series of three runs that one process has trained, its command, and the runs' names."""
+    folder = tmp_path_factory.mktemp("series")
+    digits = save_digits(folder / "digits.npz")
+    command = ["run_vae.py", "--dataset", digits, "--z", 3, "--hidden", 8, "--batch_size", 25]
+    command += ["--device", "cpu", "--fast", 0, "--iter_max", 20, "--replicates", 3]
+    assert "trained 20 steps" in output_of(folder, command)
+    return (
+        folder,
+        command,
+        [f"model=vae_z=3_hidden=8_data={data.load(digits).name}_batch=25_run={i:04d}" for i in range(3)],
+    )
+
+
+def output_of(folder, command):
+    """What a process prints that executes the command in the folder; it must end with code 0."""
+    assert killed_run.finish(killed_run.start(folder, command)) == 0, printed(folder)
+    return printed(folder)
+
+
+def table_in(out):
+    return out[out.index("### vae") :].strip()
+
+
+def check_series(folder, alone, n=3):
+    """Each of n runs is bit for bit what it is in the series of one process."""
+    for name in alone[2][:n]:
+        assert same(state_and_results(folder, name), state_and_results(alone[0], name))
+
+
+def test_replicates_are_the_runs_that_they_would_be_alone(alone, tmp_path):
+    """Then comes their table."""
+    folder, command, names = alone
+    output_of(tmp_path, [*command, "--replicates", 1, "--run", 1])
+    assert same(state_and_results(tmp_path, names[1]), state_and_results(folder, names[1]))
+    means = [state_and_results(folder, name)[1]["test"]["nelbo"]["mean"] for name in names]
+    table = table_in(printed(folder))
+    assert "| runs | 3 |\n| seeds | 0, 1, 2 |\n| steps | 20 |" in table
+    assert f"| test NELBO | {np.mean(means):.2f} ± {np.std(means, ddof=1) / 3**0.5:.2f} |" in table
     assert "### Left out" not in table
 
-    for name, there in together.items():
-        vae(*usual, "--run", int(name[-1]), "--overwrite", 1)
-        assert same(weights(tmp_path / "checkpoints" / name, 30), there)
-    assert [json.loads(path.read_text())["results"]["test"]["nelbo"]["mean"] for path in results_of(tmp_path)] == means
+
+def test_two_processes_that_start_at_the_same_time_share_the_runs(alone, tmp_path):
+    processes = [killed_run.start(tmp_path, alone[1], rank=i) for i in range(2)]
+    assert [killed_run.finish(process) for process in processes] == [0, 0]
+    outs = printed(tmp_path), printed(tmp_path, "output-1.txt")
+    assert sum(out.count("trained 20 steps") for out in outs) == 3
+    check_series(tmp_path, alone)
+    tables = [out for out in outs if "### vae" in out]
+    assert tables  # by the one that is ready last; the other one may be ready at the same time
+    assert {table_in(out) for out in tables} == {table_in(printed(alone[0]))}
+    assert all(("### vae" in out) != ("still trained by other processes: model=" in out) for out in outs)
+
+
+def hang_after_saving(folder, command):
+    """Execute the command, until its first run is saved."""
+    save = checkpoints.save
+
+    def save_and_hang(*args):
+        save(*args)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    checkpoints.save = save_and_hang
+    killed_run.run(folder, [*map(str, command)], None, None, 0, None)
+
+
+def test_a_run_is_left_to_the_process_that_trains_it_and_is_taken_up_when_that_is_killed(alone, tmp_path):
+    command, names = [*alone[1], "--replicates", 2], alone[2]
+    hanging = killed_run.FORKS.Process(
+        target=hang_after_saving, args=(tmp_path, [*command, "--iter_save", 10]), daemon=True
+    )
+    hanging.start()
+    wait_for(tmp_path / "checkpoints" / names[0] / "training.pt")
+    before = contents(tmp_path / "checkpoints" / names[0])
+    assert killed_run.finish(killed_run.start(tmp_path, command, rank=1)) == 0
+    out = printed(tmp_path, "output-1.txt")
+    assert out.count("trained 20 steps") == 1
+    last = f"still trained by other processes: {names[0]}. The same command later prints the table."
+    assert out.strip().endswith(last)
+    assert contents(tmp_path / "checkpoints" / names[0]) == before
+    hanging.kill()
+    hanging.join()
+    out = output_of(tmp_path, command)
+    assert out.count("already finished") == 1
+    assert out.count("resuming after step 10") == 1
+    assert "| runs | 2 |" in table_in(out)
+    check_series(tmp_path, alone, 2)
+
+
+def test_a_process_comes_back_to_a_run_that_was_locked(vae, digits, tmp_path, monkeypatch):
+    """The first run is free again when the second one begins."""
+    name, look = f"model=vae_z=10_data={data.load(str(digits)).name}_batch=50_run=0000", pictures.unlabelled
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(files.locked(tmp_path / "checkpoints" / name))
+        monkeypatch.setattr(pictures, "unlabelled", lambda *args: lock.close() or look(*args))
+        code, out, _ = vae("--iter_max", 5, "--replicates", 2)
+    assert code == 0
+    assert re.findall(r"replicate \d|another process|trained", out) == [
+        *("replicate 1", "another process", "replicate 2", "trained", "replicate 1", "trained")
+    ]
+    assert "| runs | 2 |" in table_in(out)
+
+
+def test_a_series_does_only_what_is_missing(alone, tmp_path):
+    """Nothing; the evaluation of weights that are newer than the results; more bounds."""
+    folder, command, names = alone[0], [*alone[1], "--replicates", 2], alone[2]
+    for each in ("checkpoints", "logs"):
+        shutil.copytree(folder / each, tmp_path / each)
+    everything = contents(tmp_path / "checkpoints") | contents(tmp_path / "logs")
+    assert output_of(tmp_path, command).count("already finished") == 2
+    assert contents(tmp_path / "checkpoints") | contents(tmp_path / "logs") == everything
+
+    results = tmp_path / "logs" / names[1] / "results.json"
+    record = json.loads(results.read_text())
+    del record["complete"]
+    results.write_text(json.dumps(record))
+    assert output_of(tmp_path, command).count("already finished") == 1
+    assert json.loads(results.read_text())["complete"] is True
+
+    bounds = [*command, "--train", 2, "--iw_eval", 7]
+    assert "already finished" not in output_of(tmp_path, bounds)
+    again = output_of(tmp_path, bounds)
+    assert again.count("already finished") == 2
+    assert "| subset IWAE-7 |" in again
+
+
+@pytest.mark.slow
+def test_a_series_is_evaluated_and_started_again(alone, tmp_path):
+    _, command, _ = alone
+    output_of(tmp_path, command)
+    evaluation = [each for each in command if each not in ("--iter_max", 20)]
+    assert "| subset IWAE-5 |" in output_of(tmp_path, [*evaluation, "--train", 0, "--iw_eval", 5])
+    assert output_of(tmp_path, [*command, "--overwrite", 1]).count("trained 20 steps") == 3
+    check_series(tmp_path, alone)
 
 
 @pytest.mark.parametrize("overwrite", [0, 1])
 def test_a_series_that_is_stopped_says_how_it_is_resumed(vae, monkeypatch, overwrite):
     """--overwrite 1 would delete what was saved, also if the same command is given again."""
-    monkeypatch.setattr(course, "should_stop", lambda signals, step: signals.append(2) or True)
-    code, out, _ = vae("--z", 2, "--replicates", 2, "--overwrite", overwrite)
+    monkeypatch.setattr(course, "stopped_by", lambda signals, step: signal.SIGINT)
+    code, out, _ = vae("--replicates", 2, "--overwrite", overwrite)
     assert code == 130
     assert f"the same command{' without --overwrite 1' * overwrite} resumes it" in out
-
-
-@pytest.mark.slow
-def test_a_series_goes_on_where_it_was_interrupted(vae, tmp_path, monkeypatch):
-    """The first run finished, the second stopped after step 4 of 6, the third not begun: as if never interrupted."""
-    vae = partial(vae, "--iter_save", 4, "--batch_size", 20)
-    usual = ["--z", 2, "--replicates", 3, "--iter_max", 6]
-    vae(*usual)
-    expected = {path: weights(path, 6) for path in (tmp_path / "checkpoints").iterdir()}
-    for each in ("checkpoints", "logs"):
-        shutil.rmtree(tmp_path / each)
-
-    vae("--z", 2, "--iter_max", 6)
-    vae("--z", 2, "--iter_max", 4, "--run", 1)
-    first = contents(min(tmp_path.glob("checkpoints/*"))) | contents(min(tmp_path.glob("logs/*")))
-    code, out, _ = vae(*usual)
-    assert code == 0
-    assert out.count("already finished") == 1
-    assert "resuming after step 4" in out
-    assert "| runs | 3 |" in out
-    assert all(path.read_bytes() == content for path, content in first.items())
-    assert all(same(weights(path, 6), there) for path, there in expected.items())
-
-    # All are finished; then more results are requested; then they are evaluated; then started again.
-    everything = contents(tmp_path)
-    _, again, _ = vae(*usual)
-    assert again.count("already finished") == 3
-    assert contents(tmp_path) == everything
-    for _ in range(2):
-        _, bounds, _ = vae(*usual, "--train", 2, "--iw_eval", 7)
-        assert "| subset IWAE-7 |" in bounds
-    assert bounds.count("already finished") == 3
-    code, evaluated, _ = vae("--z", 2, "--replicates", 2, "--train", 0, "--iw_eval", 5)
-    assert code == 0
-    assert "| runs | 2 |" in evaluated
-    assert "| subset IWAE-5 |" in evaluated
-    code, anew, _ = vae(*usual, "--overwrite", 1)
-    assert anew.count("trained 6 steps") == 3
-    assert all(same(weights(path, 6), there) for path, there in expected.items())
-
-
-def test_a_run_that_is_no_longer_whole_is_not_finished(vae, tmp_path):
-    """Its training went on: until the new weights are evaluated, results.json does not call itself complete."""
-    vae("--z", 2)
-    (path,) = results_of(tmp_path)
-    assert json.loads(path.read_text())["complete"] is True
-    record = json.loads(path.read_text())
-    del record["complete"]
-    path.write_text(json.dumps(record))
-    _, out, _ = vae("--z", 2, "--replicates", 2)
-    assert "already finished" not in out
-    assert json.loads(path.read_text())["complete"] is True
+    assert "replicate 2" not in out
 
 
 def test_the_supervised_baseline_has_replicates_though_it_has_no_bounds(on_digits):
-    usual = ["--gw", 0, "--labels", 20, "--replicates", 2, "--train", 2]
+    usual = ["--gw", 0, "--labels", 20, "--iter_max", 5, "--replicates", 2, "--train", 2]
     on_digits("run_ssvae.py", *usual)
     code, out, _ = on_digits("run_ssvae.py", *usual)
     assert code == 0
     assert out.count("already finished") == 2
     assert "| test accuracy, % |" in out
+
+
+# By torchrun
+
+
+@pytest.mark.slow
+def test_torchruns_processes_share_a_series(alone, tmp_path):
+    assert torchrun(tmp_path, 2, *alone[1]).wait(timeout=300) == 0
+    check_series(tmp_path, alone)
+    assert table_in(printed(alone[0])) in printed(tmp_path)
+
+
+def children(pid):
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_a_process_of_torchrun_that_is_killed_takes_nothing_of_the_others(alone, tmp_path):
+    """torchrun ends the other one, which saves its current step. The same command resumes both."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    whole.mkdir()
+    _, command, names = alone
+    series = [*command, "--iter_max", 5000, "--iter_save", 10**6, "--replicates", 2]
+    process = torchrun(killed, 2, *series)
+    wait_for(*(killed / "logs" / each for each in names[:2]))
+    time.sleep(1)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    assert process.wait(timeout=60) != 0
+    (state,) = killed.glob("checkpoints/*/training.pt")  # the killed process saved nothing
+    assert 0 < checkpoints.read(state)["step"] < 5000
+    assert torchrun(killed, 2, *series).wait(timeout=300) == 0
+    assert "resuming after step" in printed(killed)
+    output_of(whole, series)
+    for each in names[:2]:
+        assert same(state_and_results(whole, each), state_and_results(killed, each))
 
 
 def test_another_script_or_package_has_another_digest(tmp_path, monkeypatch):
