@@ -84,7 +84,7 @@ def hang_after_saving(folder, command):
         os.kill(os.getpid(), signal.SIGSTOP)
 
     checkpoints.save = save_and_hang
-    killed_run.run(folder, [*map(str, command)], None, None, 0, None)
+    killed_run.run(folder, [*map(str, command)], None, None, (), 0, None)
 
 
 def test_a_run_is_left_to_the_process_that_trains_it_and_is_taken_up_when_that_is_killed(alone, tmp_path):
