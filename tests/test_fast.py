@@ -153,7 +153,7 @@ def distance(a, b):
 
 def traced(*args, options, **how):
     """As torch.compile, which only reads the step; PyTorch executes what it has read. It takes a tenth of the time."""
-    return COMPILE(*args, **how, backend="aot_eager")
+    return COMPILE(*args, **how, backend="eager")
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
@@ -244,16 +244,6 @@ def test_trying_it_leaves_buffers_and_every_group_of_the_optimizer_alone():
     assert not found["enc.1.running_mean"][0].equal(found["enc.1.running_mean"][1])
     assert same(dict(model.state_dict()), dict(before))
     assert [float(group["t"]) for group in optimizer.param_groups] == [0, 0]
-
-
-def test_what_changes_during_training_sees_the_step():
-    """Also if training resumes from a later step."""
-    model = WarmUp()
-    optimizer, batches, seen = Adam(model.parameters()), batches_of(model), {}
-    for steps in (range(0, 11), range(30, 60)):
-        seen |= {t: point["train/weight"] for t, point in updates(model, batches, steps, optimizer)}
-    assert [float(seen[t]) for t in (1, 11, 31, 60)] == pytest.approx([0, 10 / 40, 30 / 40, 1])
-    assert "step" not in model.state_dict()
 
 
 # Runs

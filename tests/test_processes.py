@@ -228,8 +228,9 @@ def by(n, folder, *args, codes=0):
 def flags(tmp_path):
     """The command line of a small run, without its number of steps, and the run's name."""
     digits = save_digits(tmp_path / "digits.npz")
-    flags = ["run_vae.py", "--dataset", digits, "--z", 2, "--batch_size", 10, "--iter_save", 20, "--device", "cpu"]
-    return [*flags, "--fast", 0], f"model=vae_z=2_data={data.load(digits).name}_batch=10_run=0000"
+    flags = ["run_vae.py", "--dataset", digits, "--z", 3, "--hidden", 8, "--batch_size", 10, "--iter_save", 20]
+    name = f"model=vae_z=3_hidden=8_data={data.load(digits).name}_batch=10_run=0000"
+    return [*flags, "--device", "cpu", "--fast", 0], name
 
 
 @pytest.mark.slow
