@@ -11,8 +11,9 @@ import killed_run
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import COMPILED, ROOT, contents, needs_compiler, same, save_digits
+from conftest import COMPILED, ROOT, contents, same, save_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_fast import traced
 
 from codebase import data, evaluate, fast, processes
 from codebase.errors import InputError
@@ -123,6 +124,7 @@ def steps(names, faster=False):
         optimizer = Adam(model.parameters(), 0.01) if faster else torch.optim.SGD(model.parameters(), 0.01, 0.9)
         batches, step = processes.OwnRows([batch_of(model)] * 4, 0), training_step
         if faster and processes.size() > 1:
+            torch.compile = traced
             step, words = fast.faster(training_step, model, optimizer, batches[0])
             assert words.startswith(COMPILED), words
         points = [point for _, point in updates(model, batches, range(3), optimizer, step)]
@@ -132,7 +134,7 @@ def steps(names, faster=False):
 
 @pytest.mark.parametrize(
     ("names", "faster"),
-    [(list(MODELS), False), pytest.param(["vae"], True, marks=[pytest.mark.slow, needs_compiler])],
+    [(list(MODELS), False), pytest.param(["vae"], True, marks=pytest.mark.slow)],
 )
 def test_a_step_of_two_processes_is_that_of_one(tmp_path, names, faster, monkeypatch):
     for module in (vae, ssvae):  # `steps` changes them
