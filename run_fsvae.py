@@ -10,12 +10,13 @@ Commands:
 
 from codebase import data, pictures
 from codebase.models.fsvae import FSVAE
-from codebase.runs import HIDDEN, IW, Flag, report, run_main, size, train_or_load
+from codebase.runs import DATASET, HIDDEN, IW, Flag, report, run_main, size, train_or_load
 
 FLAGS = [
     Flag("z", 10, size, "dimension of the latent z"),
     HIDDEN,
     Flag("split", "extra", tuple(data.SVHN_SPLITS), "SVHN's images to train on"),
+    DATASET,  # before --iw in the name of a run
     IW,
 ]
 

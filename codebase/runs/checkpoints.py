@@ -4,6 +4,7 @@ training.pt holds everything that a resumed run needs, the weights too. Files ar
 weights_only=True: nothing in them is executed.
 """
 
+import copy
 import pickle
 import re
 import warnings
@@ -101,9 +102,10 @@ def fill(model, weights, path):
         bad = [key for key, value in weights.items() if not value.float().isfinite().all()]
         if bad:
             raise ValueError(f"{', '.join(bad)} is not finite")
-        model.load_state_dict(weights)
+        copy.deepcopy(model).load_state_dict(weights)  # tried first: an error leaves the model as it is
     except Exception as error:  # the file can hold anything
         raise InputError(f"{path} does not fit this {type(model).__name__}: {in_one_line(error)}.") from error
+    model.load_state_dict(weights)
 
 
 def resume(folder, model, optimizer, experiment):

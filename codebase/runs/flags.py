@@ -65,11 +65,12 @@ SWITCH = (0, 1)
 # For the models that can be trained on the IWAE bound.
 IW = Flag("iw", 1, size, "train on the IWAE bound with this many importance samples; 1: the ELBO", in_name="iw={:02d}")
 HIDDEN = Flag("hidden", 300, size, "units in each of the two hidden layers of the networks")
-DATASET = "mnist, svhn, glyphs, FILE.npz, or auto: the homework's, or else glyphs"
+SOURCES = "mnist, svhn, glyphs, FILE.npz, or auto: the homework's, or else glyphs"
+DATASET = Flag("dataset", "auto", str, SOURCES, in_name="data={}")
 LR_SCHEDULE = "constant, cosine, burda (Burda et al. 2016), or steps at which it is divided by 10: 8000,16000"
 PRECISION = "of matrix products in training; bfloat16 rounds their factors: faster where there is hardware for it"
 SHARED_FLAGS = [
-    Flag("dataset", "auto", str, DATASET, in_name="data={}"),
+    DATASET,
     Flag("batch_size", 100, size, "images in a training step", in_name="batch={}"),
     Flag("lr", 1e-3, positive, "learning rate of Adam"),
     Flag("lr_schedule", "constant", lr_schedule, LR_SCHEDULE, in_name="schedule={}"),
@@ -127,11 +128,13 @@ class Flags(argparse.Namespace):
 
 
 def parse_flags(description, own_flags, argv=None, **defaults):
-    """The Flags of a run script: its own, then the shared ones, some of them with other defaults.
+    """The Flags of a run script: its own, then the other shared ones; defaults: {name: another default}.
 
     Invalid flags end the process with code 2.
     """
-    table = [flag._replace(default=defaults.get(flag.name, flag.default)) for flag in [*own_flags, *SHARED_FLAGS]]
+    by_name = {flag.name: flag for flag in [*own_flags, *SHARED_FLAGS]}
+    by_name |= {name: by_name[name]._replace(default=default) for name, default in defaults.items()}
+    table = list(by_name.values())
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
