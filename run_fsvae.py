@@ -38,4 +38,4 @@ def main(run):
 
 
 if __name__ == "__main__":
-    run_main("fsvae", main, FLAGS, __doc__, usual_data="svhn", iter_max=1_000_000, keep=3, hidden=500)
+    run_main("fsvae", main, FLAGS, __doc__, usual_data="svhn", iter_max=1_000_000, hidden=500)

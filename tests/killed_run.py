@@ -20,7 +20,7 @@ from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
 from codebase import evaluate
-from codebase.runs import checkpoints, course, files
+from codebase.runs import course, files
 
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
@@ -130,5 +130,4 @@ def die_at_write(n):
     files.open = Half
     cut(os, "fsync")
     cut(os, "replace", after=True)
-    cut(checkpoints, "prune")
     cut(Path, "unlink")

@@ -230,14 +230,3 @@ def test_a_tensor_that_is_marked_as_a_folder_is_noticed(begun):
         path.write_bytes(whole[:attributes] + bytes([whole[attributes] ^ 0x10]) + whole[attributes + 1 :])
         with pytest.raises(InputError, match=r"model-00002.pt cannot be read: .* is damaged"):
             checkpoints.read(path)
-
-
-def test_prune_keeps_what_was_just_saved_and_all_that_is_later(tmp_path):
-    """An orphan of a later step, whose training state was never written, must not count as the last one."""
-    for step in (5, 10, 15, 20, 23, 40):
-        checkpoints.weights_path(tmp_path, step).touch()
-    checkpoints.prune(tmp_path, 27, keep=2, iter_save=5)
-    assert checkpoints.steps(tmp_path) == [15, 20, 40]
-    checkpoints.weights_path(tmp_path, 27).touch()
-    checkpoints.prune(tmp_path, 27, keep=1, iter_save=5)
-    assert checkpoints.steps(tmp_path) == [20, 27, 40]

@@ -26,7 +26,6 @@ WHOLE, ABOVE_0 = "is not a whole number, 0 or more", "is not a whole number, 1 o
         ([], ("--iter_save", "-5"), f"--iter_save: '-5' {ABOVE_0}"),
         ([], ("--replicates", 0), f"--replicates: '0' {ABOVE_0}"),
         ([], ("--batch_size", "ten"), f"--batch_size: 'ten' {ABOVE_0}"),
-        ([], ("--keep", -1), f"--keep: '-1' {WHOLE}"),
         ([], ("--run", -1), f"--run: '-1' {WHOLE}"),
         ([], ("--seed", 1.5), f"--seed: '1.5' {WHOLE}"),
         ([], ("--lr", "nan"), "--lr: 'nan' is not a number above 0"),
@@ -134,7 +133,7 @@ def test_cuda_where_there_is_none(vae):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_shows_every_flag_with_its_default(script, name):
-    own = {"run_ssvae.py": {"iter_max": 30000}, "run_fsvae.py": {"iter_max": 1_000_000, "keep": 3, "hidden": 500}}
+    own = {"run_ssvae.py": {"iter_max": 30000}, "run_fsvae.py": {"iter_max": 1_000_000, "hidden": 500}}
     code, out, _ = script(name, "--help")
     assert code == 0
     shown = {line.split()[0]: " ".join(line.split()) for line in out.replace("\n    ", "").splitlines() if line}

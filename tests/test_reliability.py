@@ -32,14 +32,14 @@ OTHERS = ["run_gmvae.py", "run_ssvae.py", "run_fsvae.py"]
 
 @pytest.fixture
 def flags(tmp_path):
-    """flags('run_vae.py') is a command line of small steps: a checkpoint every 20, of which two are kept.
+    """flags('run_vae.py') is a command line of small steps: a checkpoint every 20.
 
     The update is the plain one whatever --iter_max is, so that runs of different lengths have the same steps.
     """
 
     def of(name):
         digits = save_digits(tmp_path / f"digits-of-{name}.npz", colour=name == "run_fsvae.py")
-        usual = "--batch_size 10 --hidden 30 --iter_save 20 --keep 2 --device cpu --fast 0"
+        usual = "--batch_size 10 --hidden 30 --iter_save 20 --device cpu --fast 0"
         return [name, "--dataset", digits, *usual.split()]
 
     return of
@@ -305,7 +305,7 @@ def test_other_flags_than_the_run_began_with(trained, folders):
     assert code == 2
     assert "training.pt belongs to a run that began with other flags: --z was 10 and is 3." in err
     moved.rename(folder)
-    others = ["--iter_max", 31, "--iter_save", 5, "--keep", 0, "--device", "auto", "--train", 2, "--iw_eval", 3]
+    others = ["--iter_max", 31, "--iter_save", 5, "--device", "auto", "--train", 2, "--iw_eval", 3]
     assert "resuming after step 30" in trained("--resume", 1, *others)[1]
     assert "nothing to resume" in trained("--resume", 1, "--lr", 0.01, "--iter_max", 1)[1]
 

@@ -162,13 +162,6 @@ def test_a_second_run_touches_nothing_of_the_first(trained, folders):
             path.unlink()
 
 
-def test_keep(vae, folders):
-    """The newest two of every five steps, and the last step's; from all that an earlier process left, too."""
-    vae("--iter_save", 5, "--iter_max", 17)
-    assert vae("--iter_save", 5, "--iter_max", 28, "--keep", 2, "--resume", 1)[0] == 0
-    assert saved(folders()[0]) == {"model-00020.pt", "model-00025.pt", "model-00028.pt", *STATES}
-
-
 def test_a_folder_that_cannot_be_written_is_named_before_training(vae, tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
     code, out, err = vae()

@@ -54,15 +54,6 @@ def save(folder, progress, model, optimizer, experiment):
     write_atomically(state_path(folder), lambda file: torch.save(state | progress._asdict(), file))
 
 
-def prune(folder, step, keep, iter_save):
-    """Delete the checkpoints before `step`, except the newest `keep` of those every iter_save steps."""
-    done = [each for each in steps(folder) if each < step]
-    kept = [each for each in [*done, step] if each % iter_save == 0][-keep:]
-    for each in done:
-        if each not in kept:
-            weights_path(folder, each).unlink(missing_ok=True)
-
-
 def read(path):
     """The contents of a torch.save file, on the CPU. InputError if it cannot be read without executing code in it."""
     if not Path(path).is_file():

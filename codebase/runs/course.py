@@ -96,8 +96,6 @@ def train_run(run, model, batches, splits, look):
                 writer.flush()  # a resumed run does not log the steps before its checkpoint again
                 now = checkpoints.Progress(step, start.seconds + seconds, run.curves)
                 checkpoints.save(run.checkpoints, now, model, optimizer, flags.experiment(run.data))
-                if flags.keep:
-                    checkpoints.prune(run.checkpoints, step, flags.keep, flags.iter_save)
             show(run, writer, step, looked_at(model, look) if saving else None)
             if stopping:
                 break

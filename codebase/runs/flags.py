@@ -81,7 +81,6 @@ SHARED_FLAGS = [
     Flag("data_dir", "data", str, "folder of the data sets, as torchvision arranges them", False),
     Flag("iter_max", 20000, size, "training steps in all; with --train 0: the step of the checkpoint to load", False),
     Flag("iter_save", 10000, size, "training steps between two checkpoints", False),
-    Flag("keep", 0, count, "keep only this many newest checkpoints, and that of the last step; 0: keep all", False),
     Flag("run", 0, count, "number of the run: the same experiment, in another folder and with another seed", False),
     Flag("replicates", 1, size, "train this many runs, numbered from --run on; skip finished ones", False),
     Flag("train", 1, (0, 1, 2), "1: train, report the ELBO; 2: also the IWAE bounds; 0: load, report both", False),
