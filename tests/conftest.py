@@ -47,6 +47,7 @@ def pytest_xdist_auto_num_workers(config):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # a training sets it
 
 
 @pytest.fixture

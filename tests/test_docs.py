@@ -80,7 +80,7 @@ def test_the_page_of_flags_is_that_of_the_scripts():
     for script in SCRIPTS:
         table = {flag.name: flag.default for flag in parsed(script).table}
         table["iw_eval"] = ",".join(map(str, table["iw_eval"]))
-        assert found[script] == {name: "none" if value is None else str(value) for name, value in table.items()}
+        assert found[script] == {name: "–" if value is None else str(value) for name, value in table.items()}
 
 
 def test_every_flag_that_is_named_exists():

@@ -99,6 +99,19 @@ def test_each_step_has_its_learning_rate(vae, monkeypatch):
     assert seen == pytest.approx([0.02, 0.02, 0.002, 0.002, 0.002, 0.0002, 0.0002])
 
 
+def is_flushed():
+    return (torch.tensor(1e-39) * 1).item() == 0
+
+
+def test_denormal_numbers_are_0_in_a_training_and_in_a_run(vae):
+    assert not is_flushed()
+    train(VAE(z_dim=3), data.binary_batches(X, 20, 0), 1)
+    assert is_flushed()
+    torch.set_flush_denormal(False)
+    assert vae("--z", 2, "--iter_max", 1)[0] == 0
+    assert is_flushed()
+
+
 def test_the_values_of_every_step_are_returned():
     torch.manual_seed(0)
     values = train(VAE(z_dim=3), data.binary_batches(X, 20, 0), 50)

@@ -42,6 +42,7 @@ def open_run(model, flags, usual_data="mnist"):
 
     InputError if the flags do not fit the data or the machine.
     """
+    torch.set_flush_denormal(True)  # see train.train
     device, device_in_words = choose_device(flags.device)
     images = data.load(flags.dataset, flags.data_dir, usual_data, getattr(flags, "split", "extra"))
     images = images.hold_out(flags.validation).to(device)
