@@ -126,7 +126,7 @@ def difference(a, b, name, name_b=None):
 
 def mean_and_error(number, digits=2):
     """'mean ± standard error', without the error if there is none; and how many runs have the number if not all do."""
-    text = f"{number['mean']:.{digits}f}"
+    text = f"{round(number['mean'], digits) + 0:.{digits}f}"  # + 0: not -0.00
     if number["se"] is not None:
         text += f" ± {number['se']:.{digits}f}"
     values = number.get("values", [])
