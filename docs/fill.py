@@ -30,6 +30,7 @@ STORED = ROOT / "docs" / "results.json"
 NUMBERS = ROOT / "docs" / "numbers.txt"
 
 VAE, GMVAE, IW5 = "vae_z=10", "gmvae_z=10_k=500", "vae_z=10_iw=05"
+VAE_MEDIUM, GMVAE_MEDIUM = "vae_z=10_precision=medium", "gmvae_z=10_k=500_precision=medium"
 SSVAE, BASELINE = "ssvae_gw=001_cw=100", "ssvae_gw=000_cw=100"
 HOUSES, GLYPHS = "fsvae_data=house-numbers-814b07e3", "fsvae_data=glyphs"
 
@@ -58,6 +59,7 @@ STAFF = {
     BASELINE: {"test accuracy_percent": (73.5, None)},
     SSVAE: {"test accuracy_percent": (93.52, 1.09)},
 }
+STAFF |= {VAE_MEDIUM: STAFF[VAE], GMVAE_MEDIUM: STAFF[GMVAE]}
 
 
 def by_name(configurations):
