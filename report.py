@@ -32,12 +32,14 @@ def sorted_table(configurations, wanted, reverse):
 
 
 def difference_table(configurations, names):
-    """A table of the two configurations, and of second minus first, paired by seed."""
-    found = [config["configuration"] for config in configurations]
-    if sorted(found) != sorted(names):
-        there = f"there are {', '.join(found)}; --csv shows the flags of each"
-        raise InputError(f"--difference compares one configuration of each name; {there}.")
-    first, second = pair = sorted(configurations, key=lambda config: names.index(config["configuration"]))
+    """A table of the two configurations, and of second minus first, paired by seed, over the seeds that both have."""
+    if sorted(config["configuration"] for config in configurations) != sorted(names):
+        there = ", ".join(f"{config['configuration']} ({config['step']:,} steps)" for config in configurations)
+        wanted = "one configuration of each name, with one number of steps"
+        raise InputError(f"--difference compares {wanted}; there are {there}; --csv shows the flags of each.")
+    pair = sorted(configurations, key=lambda config: names.index(config["configuration"]))
+    seeds = set.intersection(*(set(config["seeds"]) for config in pair))
+    first, second = pair = [tables.of_seeds(config, seeds) for config in pair]
     differences = {}
     for name in first["results"]:
         try:

@@ -94,7 +94,7 @@ def over_runs(runs):
     results = {}
     for name in dict.fromkeys(name for run in runs for name in run["numbers"]):
         values = [run["numbers"].get(name) for run in runs]
-        results[name] = estimate([value for value in values if value is not None]) | {"values": values}
+        results[name] = estimate(values) | {"values": values}
     return {
         "runs": [run["run"] for run in runs],
         "seeds": [run["seed"] for run in runs],
@@ -104,8 +104,18 @@ def over_runs(runs):
     }
 
 
+def of_seeds(config, seeds):
+    """The configuration with only those of its runs that have these seeds."""
+    here = [i for i, seed in enumerate(config["seeds"]) if seed in seeds]
+    results = {name: [number["values"][i] for i in here] for name, number in config["results"].items()}
+    results = {name: estimate(v) | {"values": v} for name, v in results.items() if v != [None] * len(v)}
+    runs = {what: [config[what][i] for i in here] for what in ("runs", "seeds", "seconds")}
+    return config | runs | {"results": results}
+
+
 def estimate(values):
-    """Mean of independent values and its standard error, s / sqrt(n); None if there is one value."""
+    """Mean of independent values and its standard error, s / sqrt(n), None if there is one value. None: not a value."""
+    values = [value for value in values if value is not None]
     se = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return {"mean": statistics.mean(values), "se": se}
 
