@@ -28,8 +28,10 @@ def natural_order(name):
     return [float(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
-def read(folders):
+def read(folders, seeds=None):
     """The configurations of the runs in these folders of logs/, and sentences that say which runs are left out.
+
+    seeds: if given, only of the runs with these seeds.
 
     Each configuration is a dict for JSON:
         model, configuration, step, data, precision     such as 'vae', 'vae_z=10', 20000, 'mnist (...)', 'float32'
@@ -49,6 +51,8 @@ def read(folders):
             about, run = parts_of(record)
         except Exception as error:  # a damaged file can hold anything
             left_out.append(f"{path}: cannot be read ({error!r})")
+            continue
+        if seeds is not None and run["seed"] not in seeds:
             continue
         _, runs = found.setdefault(json.dumps(about, sort_keys=True), (about, {}))
         counted = runs.setdefault(run["seed"], run)
@@ -94,7 +98,7 @@ def over_runs(runs):
     results = {}
     for name in dict.fromkeys(name for run in runs for name in run["numbers"]):
         values = [run["numbers"].get(name) for run in runs]
-        results[name] = estimate(values) | {"values": values}
+        results[name] = estimate([value for value in values if value is not None]) | {"values": values}
     return {
         "runs": [run["run"] for run in runs],
         "seeds": [run["seed"] for run in runs],
@@ -104,18 +108,8 @@ def over_runs(runs):
     }
 
 
-def of_seeds(config, seeds):
-    """The configuration with only those of its runs that have these seeds."""
-    here = [i for i, seed in enumerate(config["seeds"]) if seed in seeds]
-    results = {name: [number["values"][i] for i in here] for name, number in config["results"].items()}
-    results = {name: estimate(v) | {"values": v} for name, v in results.items() if v != [None] * len(v)}
-    runs = {what: [config[what][i] for i in here] for what in ("runs", "seeds", "seconds")}
-    return config | runs | {"results": results}
-
-
 def estimate(values):
-    """Mean of independent values and its standard error, s / sqrt(n), None if there is one value. None: not a value."""
-    values = [value for value in values if value is not None]
+    """Mean of independent values and its standard error, s / sqrt(n); None if there is one value."""
     se = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return {"mean": statistics.mean(values), "se": se}
 
