@@ -31,13 +31,17 @@ def sorted_table(configurations, wanted, reverse):
     raise InputError(f"there is no number {wanted!r}; there are {', '.join(numbers)}.")
 
 
-def difference_table(configurations, names):
-    """A table of the two configurations, and of second minus first, paired by seed."""
-    found = [config["configuration"] for config in configurations]
-    if sorted(found) != sorted(names):
-        there = f"there are {', '.join(found)}; --csv shows the flags of each"
-        raise InputError(f"--difference compares one configuration of each name; {there}.")
-    first, second = pair = sorted(configurations, key=lambda config: names.index(config["configuration"]))
+def difference_table(configurations, names, folders):
+    """A table of the two configurations, and of second minus first, paired by seed, over the seeds that both have."""
+    if sorted(config["configuration"] for config in configurations) != sorted(names):
+        there = ", ".join(f"{config['configuration']} ({config['step']:,} steps)" for config in configurations)
+        wanted = "one configuration of each name, with one number of steps"
+        raise InputError(f"--difference compares {wanted}; there are {there}; --csv shows the flags of each.")
+    seeds = set.intersection(*(set(config["seeds"]) for config in configurations))
+    if not seeds:
+        raise InputError(f"{' and '.join(names)} have no seed in common.")
+    pair, _ = tables.read(folders, seeds)
+    first, second = pair = sorted(pair, key=lambda config: names.index(config["configuration"]))
     differences = {}
     for name in first["results"]:
         try:
@@ -45,8 +49,6 @@ def difference_table(configurations, names):
         except (KeyError, ValueError):  # no seed has this number in both
             continue
         differences[tables.printed_name(name)] = [tables.mean_and_error(paired, digits=3), paired["n"]]
-    if not differences:
-        raise InputError(f"{' and '.join(names)} have no seed in common.")
     head, *rows = tables.rows(pair)
     rows = [[*row, *differences.get(row[0], ["", ""])] for row in rows]
     return tables.markdown([[*head, "difference", "seeds in both"], *rows])
@@ -80,7 +82,7 @@ def report(flags):
     if flags.by is not None:
         return sorted_table(configurations, flags.by, flags.reverse)
     if flags.difference:
-        return difference_table(configurations, flags.difference)
+        return difference_table(configurations, flags.difference, chosen)
     return csv_text(configurations) if flags.csv else tables.report(configurations, [])
 
 

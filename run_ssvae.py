@@ -40,7 +40,8 @@ def main(run):
     def look(model):
         shown = {}
         if flags.gw:
-            shown = pictures.samples_by_class(model, images) | pictures.latent(model, splits, images)
+            shown = pictures.samples_by_class(model, images)
+            shown |= pictures.reconstructions_by_class(model, splits, images) | pictures.latent(model, splits, images)
         for name, (x, y) in classified.items():
             log_q = evaluate.classify(model, x)
             shown[f"{name}/accuracy_percent"], _ = evaluate.accuracy(log_q, y)

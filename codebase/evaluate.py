@@ -20,6 +20,7 @@ from codebase.utils import log_mean_exp, scaled
 
 MAX_IMAGES = 100  # most images in a chunk, if each image has several samples
 MAX_ROWS = 2000  # images in a chunk, or images x samples x labels if each has several samples: limits the memory
+BAR_AFTER = 3  # seconds before an evaluation shows its progress
 ELBO_SAMPLES = 10  # draws of z averaged for each image; then the spread between images dominates the error
 
 
@@ -81,13 +82,15 @@ def each_chunk(model, function, split, noise=False, most=MAX_ROWS):
     """
     labels = max(10, getattr(model, "labels_per_image", 1))  # up to 10 need no smaller chunks
     size = max(1, min(most, rows_at_once(split[0]) * 10 // labels))
-    parts, own = list(zip(*(t.split(size) for t in split), strict=True)), []
-    with evaluating(model):
+    parts, own, hidden = list(zip(*(t.split(size) for t in split), strict=True)), [], processes.launched() > 0
+    bar = tqdm(total=len(split[0]), desc="evaluating", unit="image", delay=BAR_AFTER, leave=False, disable=hidden)
+    with bar, evaluating(model):
         for i in range(processes.rank(), len(parts), processes.size()):
             torch.manual_seed(i)
             x, *y = map(scaled, parts[i])
             results = function(dequantised(x) if noise else x, *y)
             own.append({name: values.cpu() for name, values in results.items()})
+            bar.update(len(x) * processes.size())  # the other processes do equally many at the same time
     every = processes.gather(own)
     return {name: torch.cat([each[name] for each in every]).to(split[0].device) for name in every[0]}
 
@@ -115,8 +118,6 @@ def iwae(model, split, ms=(1, 10, 100, 1000), noise=False):
     the next one, a larger m never has a looser bound. noise: of the images with noise; see dequantised.
     """
     largest, labels = max(ms), model.labels_per_image
-    hidden = processes.launched() > 0
-    bar = tqdm(total=len(split[0]), desc=f"IWAE-{largest}", unit="image", delay=2, leave=False, disable=hidden)
 
     def bounds(x, *y):
         log_w = x.new_empty(largest, len(x))  # (M, B), filled in place: small pieces would fragment the heap
@@ -127,11 +128,9 @@ def iwae(model, split, ms=(1, 10, 100, 1000), noise=False):
             groups = log_w[: largest // m * m].unflatten(0, (-1, m))  # (M // m, m, B)
             of_m[m] = -log_mean_exp(groups, dim=1).mean(0)
         ess = (2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)).exp() / largest  # (B,)
-        bar.update(len(x) * processes.size())  # the other processes do equally many at the same time
         return of_m | {"ess": ess}
 
-    with bar:
-        of_images = each_chunk(model, bounds, split, noise, MAX_IMAGES)
+    of_images = each_chunk(model, bounds, split, noise, MAX_IMAGES)
     ess = over_images(of_images.pop("ess"))
     return {m: over_images(values) for m, values in of_images.items()}, ess
 

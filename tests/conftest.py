@@ -206,9 +206,10 @@ def curves(logs):
 
 
 def pictures_shown(logs):
-    """The pictures that TensorBoard shows: {tag: [(step, file's bytes), ...]}."""
+    """The pictures that TensorBoard shows, in its order: {file name: [(step, file's bytes), ...]}."""
     events = EventAccumulator(str(logs), size_guidance={"images": 0}).Reload()
-    return {tag: [(e.step, e.encoded_image_string) for e in events.Images(tag)] for tag in events.Tags()["images"]}
+    shown = {tag: events.Images(tag) for tag in sorted(events.Tags()["images"])}
+    return {tag.split("/")[-1]: [(e.step, e.encoded_image_string) for e in found] for tag, found in shown.items()}
 
 
 def run_steps(model, batches, n):

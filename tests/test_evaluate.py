@@ -24,6 +24,12 @@ def test_over_images():
     assert str(evaluate.over_images(torch.ones(1))) == "1.00"  # no standard error
 
 
+def test_a_long_evaluation_shows_its_progress(monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "BAR_AFTER", 0)
+    evaluate.elbo(VAE(z_dim=1, x_dim=4), (torch.zeros(7, 4),))
+    assert "evaluating" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("bad", ["inf", "nan"])
 def test_one_image_whose_bound_is_not_finite_is_an_error(bad):
     with pytest.raises(NonFiniteError, match="not finite for 1 of 3 images"):

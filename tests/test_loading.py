@@ -60,7 +60,7 @@ def test_the_lines_for_a_notebook(digits, tmp_path, monkeypatch):
     assert (nelbo.mean, nelbo.se) == pytest.approx((nelbo.values.mean().item(), nelbo.values.std().item() / 120**0.5))
     image_by_image = names["model"].negative_elbo_bound(x)[0].item()
     assert nelbo.mean == pytest.approx(image_by_image, rel=0.01)
-    assert names["picture"].shape == (10 * 29 + 1, 20 * 29 + 1, 3)
+    assert names["picture"].shape == (2 * (10 * 29 + 1), 2 * (20 * 29 + 1), 3)
     assert {path.name for path in tmp_path.iterdir()} == {"digits.npz"}
 
 

@@ -43,22 +43,27 @@ class MovedPrior(ShowsZ):
         return 1 + 2 * torch.randn(n, self.z_dim)
 
 
-def tiles_of(picture, shape):
-    """The tiles of a grid, (rows, columns, height, width, 3), with a line of one pixel between them."""
+def tiles_of(picture, shape, left=0, top=0):
+    """The tiles of a grid, (rows, columns, height, width, 3), with a line of one pixel between them; left, top: edges.
+
+    The picture is twice as large.
+    """
     _, height, width = shape
-    rows, columns = (n // (size + 1) for n, size in zip(picture.pixels.shape, (height, width), strict=False))
-    tiles = picture.pixels[1:, 1:].reshape(rows, height + 1, columns, width + 1, 3)
+    pixels = picture.pixels[2 * top :: 2, 2 * left :: 2]
+    rows, columns = (n // (size + 1) for n, size in zip(pixels.shape, (height, width), strict=False))
+    tiles = pixels[1:, 1:].reshape(rows, height + 1, columns, width + 1, 3)
     return tiles[:, :height, :, :width].swapaxes(1, 2)
 
 
 def drawn(model, x, y=None):
     """The grids of `latent`: {name: (rows, columns, D) of grey values}."""
-    images = SimpleNamespace(shape=(1, 1, x.shape[1]), y_test=y, classes=0 if y is None else int(y.max()) + 1)
+    images = SimpleNamespace(shape=(1, 1, x.shape[1]), y_test=y, classes=0)
     torch.manual_seed(0)
     found = pictures.latent(model, {"subset": (x,), "test": (x,)}, images)
     posterior = found.pop("posterior", None)
     assert (posterior is not None) == (model.z_dim == 2)
-    return {name: tiles_of(picture, images.shape)[:, :, 0, :, 0] for name, picture in found.items()}
+    edges = {"traversal": pictures.EDGE}
+    return {name: tiles_of(each, images.shape, edges.get(name, 0))[:, :, 0, :, 0] for name, each in found.items()}
 
 
 def test_a_grid_goes_from_left_to_right():
@@ -66,7 +71,7 @@ def test_a_grid_goes_from_left_to_right():
     images, shape = torch.arange(6 * 3 * 2 * 3).reshape(6, -1) / 255, (3, 2, 3)
     picture = pictures.grid(images, shape, columns=3, legend="six")
     assert picture.legend == "six"
-    assert picture.pixels.shape == (2 * 3 + 1, 3 * 4 + 1, 3)
+    assert picture.pixels.shape == (2 * (2 * 3 + 1), 2 * (3 * 4 + 1), 3)
     found = tiles_of(picture, shape).reshape(6, 2, 3, 3)
     for image, tile in zip(images, found, strict=True):
         assert tile.transpose(2, 0, 1).ravel().tolist() == (image * 255).round().int().tolist()
@@ -82,15 +87,27 @@ def images(n, d):
 
 @pytest.mark.parametrize("kind", [ShowsZ, MovedPrior])
 def test_a_row_of_the_traversal_changes_one_unit(kind):
-    """From -3 to 3 standard deviations of the prior. The units by the variance of their posterior means: 2, 1, 0."""
+    """From -3 to 3 standard deviations of the prior."""
     model, x = kind(), images(40, 3)
     z = as_z(drawn(model, x)["traversal"])
     mean, deviation = (0, 1) if kind is ShowsZ else (1, 2)
     assert z.shape == (3, pictures.COLUMNS, 3)
     expected = model.posterior(x[:1])[0].repeat(3, pictures.COLUMNS, 1).double()
-    for row, unit in enumerate((2, 1, 0)):
+    units = z.var(1).argmax(-1).tolist()
+    assert sorted(units) == [0, 1, 2]
+    for row, unit in enumerate(units):
         expected[row, :, unit] = mean + deviation * torch.linspace(-3, 3, pictures.COLUMNS)
     torch.testing.assert_close(z, expected, atol=0.15, rtol=0)
+
+
+def test_the_units_of_the_traversal_are_those_that_change_the_image_most():
+    """The pixels show units 1 and 2, the second one more; the posterior means of unit 0 vary most."""
+    model = ShowsZ()
+    model.size.data = torch.tensor([9.0, 1.0, 1.0])
+    model.mean_x = lambda z: Normal(0.0, SCALE).cdf(z * torch.tensor([0.0, 0.5, 1.0]))
+    rows = drawn(model, images(40, 3))["traversal"].astype(float).var(1)
+    assert rows.argmax(-1)[:2].tolist() == [2, 1]
+    assert rows[2].max() == 0
 
 
 class MovedMean(ShowsZ):
@@ -191,7 +208,7 @@ def test_a_plot_of_any_number_of_points_and_classes(figures, n, classes):
 
 
 def test_the_curves_are_those_of_the_history(figures):
-    """In the order of their steps, with their names. The losses of the first steps do not squash the others."""
+    """In the order of their steps, without step 0, with their names. The first steps do not squash the others."""
     steps = [*range(100, 20_001, 100)]
     loss = {step: 100 + 300 * np.exp(-step / 500) + step % 300 / 100 for step in reversed(steps)}
     test = {step: 101 + 440 * np.exp(-step / 500) for step in range(0, 20_001, 1000)}
@@ -205,7 +222,8 @@ def test_the_curves_are_those_of_the_history(figures):
     (axes,) = figures[0].axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("training step", "nats")
     found = {line.get_label(): dict(zip(*line.get_data(), strict=True)) for line in axes.lines}
-    assert found == {name: points for name, points in history.items() if name != "gen/rec"}
+    later = {name: {step: value for step, value in points.items() if step} for name, points in history.items()}
+    assert found == {name: points for name, points in later.items() if name != "gen/rec"}
     assert list(found["train/loss"]) == steps
     assert {text.get_text() for text in axes.get_legend().get_texts()} == found.keys()
     low, high = axes.get_ylim()
@@ -260,9 +278,19 @@ def test_labels_of_the_latent_pictures():
     mine = SimpleNamespace(name="mine", shape=(1, 1, 6), classes=3, y_test=y)
     rows = data.test_subset(mine)
     found = pictures.latent(ShowsLabels(), {"subset": (x[rows],), "test": (x[rows],)}, mine)
-    labels = {name: tiles_of(each, mine.shape)[:, :, 0, :3, 0].argmax(-1) for name, each in found.items()}
+    edges = {"traversal": pictures.EDGE}
+    tiles = {name: tiles_of(each, mine.shape, edges.get(name, 0)) for name, each in found.items()}
+    labels = {name: each[:, :, 0, :3, 0].argmax(-1) for name, each in tiles.items()}
     assert labels["interpolations"][:, 1:-1].tolist() == [[c] * pictures.COLUMNS for c in (0, 1, 2)]
     assert labels["traversal"].tolist() == [[y[rows[0]]] * pictures.COLUMNS] * 6
+
+
+def test_a_model_without_labels_interpolates_within_a_class():
+    y = torch.tensor([2, 0, 1, 0, 2, 1, 1])
+    mine = SimpleNamespace(name="mine", shape=(1, 1, 3), classes=3, y_test=y)
+    x = data.one_hot(y, 3)[data.test_subset(mine)]
+    tiles = tiles_of(pictures.latent(ShowsZ(), {"subset": (x,)}, mine)["interpolations"], mine.shape)[:, :, 0, :, 0]
+    assert tiles[:, 0].argmax(-1).tolist() == tiles[:, -1].argmax(-1).tolist() == [0, 1, 2]
 
 
 def test_a_mixture_has_these_pictures_too():
@@ -274,7 +302,10 @@ def test_mistakes_are_the_most_confident_ones():
     x = torch.arange(1, 5, dtype=torch.uint8).unsqueeze(1).expand(4, 6)
     mine = SimpleNamespace(shape=(1, 2, 3), x_test=x, y_test=torch.tensor([0, 0, 1, 2]))
     log_q = torch.tensor([[0.4, 0.5, 0.1], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2]]).log()
-    found = tiles_of(pictures.mistakes(log_q, mine)["mistakes"], mine.shape)[:, :, 0, 0, 0]
+    picture, edge = pictures.mistakes(log_q, mine)["mistakes"], pictures.EDGE
+    found = tiles_of(picture, mine.shape, edge, edge)[:, :, 0, 0, 0]
+    assert (picture.pixels[: 2 * edge, 2 * edge :] < 255).any()  # the labels of the columns
+    assert (picture.pixels[2 * edge :, : 2 * edge] < 255).any()
     assert found.tolist() == [[0, 2, 0], [0, 0, 0], [4, 0, 0]]
 
 

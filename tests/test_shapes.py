@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from codebase.pictures import EDGE
+
 
 @pytest.fixture
 def images(tmp_path):
@@ -50,8 +52,9 @@ def run(script, tmp_path, monkeypatch):
 
 
 def size(path):
+    """Of a picture before it is doubled."""
     with Image.open(path) as picture:
-        return picture.size
+        return tuple(n // 2 for n in picture.size)
 
 
 COLOUR = pytest.mark.parametrize(
@@ -66,8 +69,11 @@ def test_colour_images_of_any_size_and_number_of_classes_in_the_fsvae(run, image
     assert record["data"]["classes"] == classes
     results = record["results"]
     assert results["subset"]["nelbo"]["n"] == 78
-    assert size(logs / "samples.png") == (20 * (width + 1) + 1, classes * (height + 1) + 1)
-    assert size(logs / "reconstructions.png") == ((classes + 2) * (width + 1) + 1, classes * (height + 1) + 1)
+    assert size(logs / "samples.png") == (EDGE + 20 * (width + 1) + 1, classes * (height + 1) + 1)
+    assert size(logs / "reconstructions.png") == (
+        EDGE + (classes + 2) * (width + 1) + 1,
+        EDGE + classes * (height + 1) + 1,
+    )
     (folder,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
     weights = torch.load(folder / "model-00006.pt")
     assert weights["enc.net.0.weight"].shape == (500, 3 * height * width + classes)
@@ -79,8 +85,8 @@ def test_colour_images_of_any_size_and_number_of_classes_in_the_ssvae(run, image
     assert np.shape(record["results"]["test"]["confusion"]) == (classes, classes)
     assert set(record["results"]["subset"]) >= {"nelbo", "kl_z", "kl_y", "rec", "iwae_1", "iwae_3"}
     assert record["results"]["subset"]["kl_y"]["mean"] < np.log(classes)
-    assert size(logs / "samples.png") == (20 * (width + 1) + 1, classes * (height + 1) + 1)
-    assert size(logs / "mistakes.png") == (classes * (width + 1) + 1, classes * (height + 1) + 1)
+    assert size(logs / "samples.png") == (EDGE + 20 * (width + 1) + 1, classes * (height + 1) + 1)
+    assert size(logs / "mistakes.png") == (EDGE + classes * (width + 1) + 1, EDGE + classes * (height + 1) + 1)
 
 
 @pytest.mark.parametrize("name", ["run_vae.py", pytest.param("run_gmvae.py", marks=pytest.mark.slow)])
@@ -93,7 +99,7 @@ def test_32_x_32_colour_images_without_labels(run, images, name):
     assert size(logs / "samples.png") == (20 * 33 + 1, 10 * 33 + 1)
     assert re.search(r"^Negative IWAE-3: ", out, re.M)
     with Image.open(logs / "reconstructions.png") as picture:
-        tile = np.asarray(picture)[1:33, 1:33]
+        tile = np.asarray(picture)[2:66, 2:66]
     assert set(np.unique(tile)) == {0, 255}
     assert (tile[..., 0] != tile[..., 1]).any()  # in colour
 
@@ -106,13 +112,13 @@ def test_small_grey_images_of_two_classes(run, images):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "width", "picture", "columns"),
-    [("run_ssvae.py", 13, "samples.png", 20), ("run_fsvae.py", 130, "reconstructions.png", 52)],
+    ("name", "width", "picture", "columns", "top"),
+    [("run_ssvae.py", 13, "samples.png", 20, 0), ("run_fsvae.py", 130, "reconstructions.png", 52, EDGE)],
 )
-def test_many_classes(run, images, name, width, picture, columns):
+def test_many_classes(run, images, name, width, picture, columns, top):
     """Pictures of the first fifty, and all counts in results.json, where the classes are many."""
     _, record, logs = run(name, images((3, width), 60, n_train=600, n_test=60), "--z", 3)
-    assert size(logs / picture) == (columns * (width + 1) + 1, 50 * 4 + 1)
+    assert size(logs / picture) == (EDGE + columns * (width + 1) + 1, top + 50 * 4 + 1)
     if name == "run_ssvae.py":
         assert np.shape(record["results"]["test"]["confusion"]) == (60, 60)
 

@@ -14,14 +14,21 @@ from PIL import Image
 from codebase import data
 from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
+from codebase.models.vae import VAE
+from codebase.pictures import EDGE
 
 LATENT = ("interpolations", "manifold", "posterior")  # the pictures of a z of two dimensions
 
 
-def tiles(path, size, rows, columns):
-    """The images in a picture, each of size x size pixels with a line of one pixel around it: (rows, columns, ...)."""
+def tiles(path, size, rows, columns, left=0, top=0):
+    """The images in a picture, (rows, columns, ...), before it is doubled.
+
+    Each has size x size pixels with a line of one pixel around it. left, top: pixels for labels.
+    """
     with Image.open(path) as picture:
         pixels = np.asarray(picture)
+    assert (pixels == pixels[::2, ::2].repeat(2, 0).repeat(2, 1)).all()
+    pixels = pixels[2 * top :: 2, 2 * left :: 2]
     assert pixels.shape == (rows * (size + 1) + 1, columns * (size + 1) + 1, 3)
     return pixels[1:, 1:].reshape(rows, size + 1, columns, size + 1, 3)[:, :-1, :, :-1].swapaxes(1, 2)
 
@@ -36,11 +43,13 @@ def test_train_then_evaluate(vae, folders):
     assert "300 training and 120 test images" in lines[1]
     assert checkpoints.name in lines[2]
     assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}$", out, re.M)) == 2
-    assert "IWAE" not in out
+    assert "Negative IWAE" not in out
     assert saved(checkpoints) == {"model-00020.pt", "model-00030.pt", *STATES}
-    for name in ("samples", "reconstructions"):
-        assert len(tiles(logs / f"{name}.png", 28, rows=10, columns=20))
+    assert len(tiles(logs / "samples.png", 28, rows=10, columns=20))
+    with Image.open(logs / "reconstructions.png") as picture:
+        assert picture.size == (2 * (10 * 57 + 1), 2 * (10 * 29 + 1))  # ten pairs in a row
     shown = pictures_shown(logs)
+    assert next(iter(shown)) == "samples"  # TensorBoard opens the first ones
     assert set(shown) == {"samples", "reconstructions", *LATENT}
     assert {path.stem for path in logs.glob("*.png")} == {"curves", *shown}
     assert set(curves(logs)) == {"train/loss", "gen/elbo", "gen/kl_z", "gen/rec", *EVAL}
@@ -55,6 +64,8 @@ def test_train_then_evaluate(vae, folders):
     assert results["subset"]["nelbo"]["n"] == 100
     assert results["test"]["nelbo"]["n"] == 120
     assert f"NELBO: {results['test']['nelbo']['mean']:.2f}" in out
+    assert lines[-2].startswith(f"pictures     {(logs / 'samples.png').relative_to(logs.parent.parent)}, curves.png, ")
+    assert re.fullmatch(r"next         for the IWAE bounds: python \S*run_vae.py .* --z 2 --train 0", lines[-1])
     held_out = curves(logs)["eval/nelbo_test"]
     assert [step for step, _ in held_out] == [0, 30]
     assert held_out[-1][1] == pytest.approx(results["test"]["nelbo"]["mean"], rel=1e-2)  # of fewer draws
@@ -67,7 +78,7 @@ def test_train_then_evaluate(vae, folders):
     assert [m for m, _ in bounds] == ["1", "7", "30"] * 2  # of the subset and of the test set
     bounds = [float(value) for _, value in bounds]
     assert sorted(bounds[:3], reverse=True) == bounds[:3]
-    ess = r"^Relative effective sample size of 30 importance weights: \d+\.\d\d% ± \d+\.\d\d%$"
+    ess = r"^Relative effective sample size of 30 importance weights, %: \d+\.\d\d ± \d+\.\d\d$"
     assert len(re.findall(ess, out, re.M)) == 2
     assert re.search(r"^Active latent units: \d of 2$", out, re.M)
     assert contents(checkpoints) == before
@@ -80,6 +91,11 @@ def test_train_then_evaluate(vae, folders):
         assert 1 / 30 <= found["ess"]["mean"] <= 1
     assert after["trained"] == record["trained"]
     assert after["flags"] == record["flags"]
+
+
+def test_a_loss_of_zero_has_no_sign(vae, monkeypatch):
+    monkeypatch.setattr(VAE, "loss", lambda self, x: (-(0 * self.dec.net[4].bias.sum()).abs(), {}))
+    assert "loss=0.00" in vae("--iter_max", 1)[2]
 
 
 def test_an_earlier_step_has_its_own_numbers_and_pictures(trained, folders):
@@ -171,7 +187,8 @@ def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
     record = json.loads((logs / "results.json").read_text())
     test = record["results"]["test"]
     confusion = np.array(test["confusion"])
-    assert f"Test images by true class (row) and predicted class (column)\n{confusion}\n" in out
+    _, _, *table = out[out.index("Test images by true class (row) and predicted class (column)\n") :].splitlines()
+    assert [[int(cell) for cell in row.split()[1:]] for row in table[:10]] == confusion.tolist()
     assert confusion.sum(1).tolist() == [12] * 10
     p = confusion.trace() / 120
     assert test["accuracy_percent"] == {
@@ -187,10 +204,11 @@ def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
     assert set(shown) == {"train/loss", "test/accuracy_percent"} | generative | classifier
     assert [step for step, _ in shown["test/accuracy_percent"]] == [0, 4, 6]
     assert shown["test/accuracy_percent"][-1][1] == pytest.approx(100 * p)
-    assert set(pictures_shown(logs)) == {"samples", "mistakes", *LATENT}
+    assert set(pictures_shown(logs)) == {"samples", "reconstructions", "mistakes", *LATENT}
 
-    assert len(tiles(logs / "samples.png", 28, rows=10, columns=20))
-    is_shown = tiles(logs / "mistakes.png", 28, rows=10, columns=10).max((2, 3, 4)) > 0
+    assert len(tiles(logs / "samples.png", 28, rows=10, columns=20, left=EDGE))
+    assert len(tiles(logs / "reconstructions.png", 28, rows=10, columns=12, left=EDGE, top=EDGE))
+    is_shown = tiles(logs / "mistakes.png", 28, rows=10, columns=10, left=EDGE, top=EDGE).max((2, 3, 4)) > 0
     assert (is_shown == (confusion * (1 - np.eye(10)) > 0)).all()
 
     code, out, _ = ssvae("--train", 0, "--iw_eval", "1,10")
@@ -252,8 +270,8 @@ def test_the_fsvae_trains_and_evaluates(fsvae, folders, tmp_path):
 
     model, y = FSVAE(), torch.eye(10)
     model.load_state_dict(weights(checkpoints, 6))
-    samples = tiles(logs / "samples.png", 32, rows=10, columns=20)
-    images = tiles(logs / "reconstructions.png", 32, rows=10, columns=12)
+    samples = tiles(logs / "samples.png", 32, rows=10, columns=20, left=EDGE)
+    images = tiles(logs / "reconstructions.png", 32, rows=10, columns=12, left=EDGE, top=EDGE)
     with np.load(tmp_path / "digits.npz") as arrays:
         for c in range(10):
             assert any((images[c, 0] == image).all() for image in arrays["x_test"][arrays["y_test"] == c])

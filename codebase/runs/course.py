@@ -82,7 +82,7 @@ def train_run(run, model, batches, splits, look):
 
             values = {tag: of_steps[-1] for tag, of_steps in values_of(points, step).items()}
             points.clear()
-            bar.set_postfix(loss=f"{values['train/loss']:.2f}", refresh=False)
+            bar.set_postfix(loss=f"{values['train/loss'] + 0:.2f}", refresh=False)  # + 0: a cross-entropy of 0 is -0.0
             curves = values if logging else {}
             if saving or evaluating:
                 processes.copy_from_first(model.buffers())  # e.g. BatchNorm's: all evaluate the same model
@@ -174,7 +174,7 @@ def faster_step(run, model, optimizer, batches, start):
     saves_time = run.device.type in ("cpu", "cuda") and flags.iter_max >= COMPILED_FROM
     if flags.fast == "0" or (flags.fast == "auto" and not saves_time) or start >= flags.iter_max:
         return run.step
-    print("update       compiling the training step, up to half a minute (not with --fast 0)", flush=True)
+    print("update       compiling the training step, about 20 s (not with --fast 0)", flush=True)
     with kept_random_state():
         batch = batches[start]
     step, how = fast.faster(run.step, model, optimizer, batch)

@@ -4,6 +4,8 @@ import io
 import json
 import math
 import re
+import shlex
+import sys
 
 from PIL import Image
 
@@ -90,7 +92,8 @@ def show(run, writer, step, shown):
         if name not in numbers:
             png = write_png(run, name, picture)
             if writer is not None:
-                writer.add_image(name, png, picture.pixels.shape, step, picture.legend)
+                tag = "gen/samples" if name == "samples" else name  # TensorBoard sorts them, and opens the first ones
+                writer.add_image(tag, png, picture.pixels.shape, step, picture.legend)
     if writer is not None:
         writer.flush()
         write_png(run, "curves", pictures.curves(run.curves))
@@ -153,7 +156,8 @@ def report(run, model, splits, bits=False):
             for m, value in bounds.items():
                 more = f" ({coded[m]:.4f} bits per dimension)" if bits else ""
                 print(f"Negative {printed_name(f'iwae_{m}')}: {value}{more}")
-            print(f"Relative effective sample size of {max(ms)} importance weights: {ess:.2%}", flush=True)
+            percent = evaluate.Estimate(100 * ess.mean, 100 * ess.se, ess.n)
+            print(f"Relative effective sample size of {max(ms)} importance weights, %: {percent}", flush=True)
             keep({f"iwae_{m}": value for m, value in bounds.items()})
             keep({f"iwae_{m}": value for m, value in coded.items()}, "_bits")
             add_results(run, name, ess=ess.record() | {"samples": max(ms)})
@@ -164,15 +168,24 @@ def report(run, model, splits, bits=False):
 
 def report_confusion(run, model):
     """Print how the classifier q(y|x) classifies the test images, and save the counts in results.json."""
-    counts = evaluate.accuracy(evaluate.classify(model, run.data.x_test), run.data.y_test)[1].cpu()
-    print(f"\nTest images by true class (row) and predicted class (column)\n{counts.numpy()}", flush=True)
-    add_results(run, "test", confusion=counts.tolist())
+    counts = evaluate.accuracy(evaluate.classify(model, run.data.x_test), run.data.y_test)[1].tolist()
+    print(f"\nTest images by true class (row) and predicted class (column){', the first 20' * (len(counts) > 20)}")
+    rows = [["", *range(len(counts))], *([c, *of_class] for c, of_class in enumerate(counts))]
+    print("\n".join("".join(f"{cell:>6}" for cell in row[:21]) for row in rows[:21]), flush=True)
+    add_results(run, "test", confusion=counts)
 
 
 def complete(run):
-    """Write results.json with the numbers of the last look: the run is complete."""
+    """Write results.json with the numbers of the last look: the run is complete. Say where its pictures are."""
     for name, number in run.numbers.items():
         *split, name = name.split("/", 1)
         run.record["results"].setdefault("".join(split), {})[name] = number.record()
     run.record["complete"] = True
     write_results(run)
+    names = sorted((path.name for path in run.logs.glob("*.png")), key=lambda name: (name != "samples.png", name))
+    if names:
+        print(f"\npictures     {', '.join([str(run.logs / names[0]), *names[1:]])}", flush=True)
+    if run.flags.train == run.flags.replicates == 1 and "nelbo" in run.record["results"].get("subset", {}):
+        command = re.sub(r" --(overwrite|resume)[ =]1", "", shlex.join(["python", *sys.argv]))
+        command += " --dataset glyphs" * (run.data.name == "glyphs" and run.flags.dataset == "auto")
+        print(f"next         for the IWAE bounds: {command} --train 0", flush=True)

@@ -28,8 +28,10 @@ def natural_order(name):
     return [float(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
-def read(folders):
+def read(folders, seeds=None):
     """The configurations of the runs in these folders of logs/, and sentences that say which runs are left out.
+
+    seeds: if given, only of the runs with these seeds.
 
     Each configuration is a dict for JSON:
         model, configuration, step, data, precision     such as 'vae', 'vae_z=10', 20000, 'mnist (...)', 'float32'
@@ -49,6 +51,8 @@ def read(folders):
             about, run = parts_of(record)
         except Exception as error:  # a damaged file can hold anything
             left_out.append(f"{path}: cannot be read ({error!r})")
+            continue
+        if seeds is not None and run["seed"] not in seeds:
             continue
         _, runs = found.setdefault(json.dumps(about, sort_keys=True), (about, {}))
         counted = runs.setdefault(run["seed"], run)
