@@ -1,6 +1,9 @@
 """The flags: every error is a sentence and code 2. Errors of the parser are tested on it, the others on a script."""
 
+import os
 import runpy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -77,6 +80,15 @@ def test_what_the_flags_imply():
     assert (file.train, file.checkpoint) == (0, "x.pt")  # it is evaluated, not trained
     second = parsed("--run", 3, "--seed", 7, "--replicates", 2).of_run(1)
     assert (second.run, second.seed) == (4, 8)
+
+
+def test_data_dir_is_by_default_that_of_the_environment(tmp_path):
+    where = "from codebase.runs.flags import parse_flags; print(parse_flags('', [], []).data_dir)"
+    for value, expected in (("my data", "my data"), ("", None)):
+        environment = os.environ | {"DATA_DIR": value}
+        command = [sys.executable, "-c", where]
+        out = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+        assert out == f"{expected}\n"
 
 
 def test_a_script_has_defaults_of_its_own():

@@ -92,7 +92,8 @@ def load(dataset, data_dir="data", usual="mnist", split="extra"):
         if dataset != "auto":
             raise
         instead = f"USING THE BUILT-IN GLYPHS INSTEAD: the numbers below are not {usual.upper()}'s."
-        print("!" * 100, error, instead, "!" * 100, sep="\n")
+        again = "To resume or evaluate this run, add --dataset glyphs."
+        print("!" * 100, error, instead, again, "!" * 100, sep="\n")
         return draw_glyphs(usual == "svhn")
 
 

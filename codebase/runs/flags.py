@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import copy
 import math
+import os
 import re
 from typing import NamedTuple
 
@@ -69,6 +70,7 @@ SOURCES = "mnist, svhn, glyphs, FILE.npz, or auto: the homework's, or else glyph
 DATASET = Flag("dataset", "auto", str, SOURCES, in_name="data={}")
 LR_SCHEDULE = "constant, cosine, burda (Burda et al. 2016), or steps at which it is divided by 10: 8000,16000"
 PRECISION = "of matrix products in training; bfloat16 rounds their factors: faster where there is hardware for it"
+DATA_DIR = "folder of the data sets, as torchvision arranges them (default: the environment's DATA_DIR, or else data)"
 SHARED_FLAGS = [
     DATASET,
     Flag("batch_size", 100, size, "images in a training step", in_name="batch={}"),
@@ -78,7 +80,7 @@ SHARED_FLAGS = [
     Flag("validation", 0, count, "hold out this many training images, the last ones, for choosing flags"),
     Flag("seed", None, count, "random seed (default: the number of the run)"),
     # The flags below may change when a run is resumed.
-    Flag("data_dir", "data", str, "folder of the data sets, as torchvision arranges them", False),
+    Flag("data_dir", None, str, DATA_DIR, False),
     Flag("iter_max", 20000, size, "training steps in all; with --train 0: the step of the checkpoint to load", False),
     Flag("iter_save", 10000, size, "training steps between two checkpoints", False),
     Flag("run", 0, count, "number of the run: the same experiment, in another folder and with another seed", False),
@@ -146,6 +148,7 @@ def parse_flags(description, own_flags, argv=None, **defaults):
     for flag in table:
         if getattr(flags, flag.name) is None:
             setattr(flags, flag.name, flag.default)
+    flags.data_dir = flags.data_dir or os.environ.get("DATA_DIR") or None
     if flags.seed is None:
         flags.seed = flags.run
     if flags.checkpoint is not None:

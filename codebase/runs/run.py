@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import json
 import os
+import shlex
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +45,14 @@ def open_run(model, flags, usual_data="mnist"):
     InputError if the flags do not fit the data or the machine.
     """
     device, device_in_words = choose_device(flags.device)
-    images = data.load(flags.dataset, flags.data_dir, usual_data, getattr(flags, "split", "extra"))
+    # The glyphs are used instead only in a new run without --data_dir: no run goes on with other data.
+    wanted = flags.dataset
+    if wanted == "auto" and (flags.data_dir or flags.resume or flags.train == 0):
+        wanted = usual_data
+    try:
+        images = data.load(wanted, flags.data_dir or "data", usual_data, getattr(flags, "split", "extra"))
+    except data.DownloadError as error:
+        raise InputError(" ".join([str(error), *(f"{run}." for run in runs_on_other_data(model, flags))])) from error
     images = images.hold_out(flags.validation).to(device)
     if images.name != "svhn" and hasattr(flags, "split"):
         flags.split = None
@@ -78,6 +87,23 @@ def open_run(model, flags, usual_data="mnist"):
     print(f"checkpoints  {flags.checkpoint or folder}")
     print(f"curves       {logs} (tensorboard --logdir logs --samples_per_plugin images=100)", flush=True)
     return Run(model, name, flags, images, device, folder, logs, record)
+
+
+def runs_on_other_data(model, flags):
+    """Of each run that differs from these flags only in its data, what they are, and the flags that name them."""
+    same = [flag.name for flag in flags.table if flag.experiment and flag.name not in ("dataset", "split")]
+    found = []
+    for path in sorted(Path("logs").glob(f"model={model}_*/results.json")):
+        with contextlib.suppress(Exception):  # a damaged file can hold anything
+            record = json.loads(path.read_text(encoding="utf-8"))
+            then, about = record["flags"], record["data"]
+            add = {"dataset": "glyphs" if about["name"] == "glyphs" else then["dataset"]}
+            if about["name"] in ("mnist", "svhn"):
+                add["data_dir"] = then["data_dir"] or "data"
+            add = [f"--{k} {shlex.quote(v)}" for k, v in add.items() if v not in ("auto", getattr(flags, k))]
+            if add and all(then[name] == getattr(flags, name) for name in [*same, "run"]):
+                found.append(f"{path.parent.name} is on {about['origin']}: add {' '.join(add)}")
+    return found
 
 
 def execute(run, main):
