@@ -3,10 +3,13 @@
 import argparse
 import contextlib
 import copy
+import difflib
 import math
 import os
 import re
 from typing import NamedTuple
+
+from codebase.errors import InputError
 
 
 class Flag(NamedTuple):
@@ -53,11 +56,14 @@ def schedule(text):
     return text if text in ("constant", "cosine", "burda") else ",".join(map(str, whole_numbers(text)))
 
 
-count = checked(int, lambda n: n >= 0, "a whole number, 0 or more")
-size = checked(int, lambda n: n >= 1, "a whole number, 1 or more")
+MOST = 2**63 - 1  # PyTorch's seeds and sizes
+count = checked(int, lambda n: 0 <= n <= MOST, "a whole number, 0 or more, below 2**63")
+size = checked(int, lambda n: 1 <= n <= MOST, "a whole number, 1 or more, below 2**63")
 weight = checked(number, lambda x: 0 <= x < math.inf, "a number, 0 or more")
 positive = checked(float, lambda x: 0 < x < math.inf, "a number above 0")
-sample_counts = checked(whole_numbers, lambda ns: ns[0] >= 1, "a list of whole numbers, 1 or more, such as 1,10,100")
+sample_counts = checked(
+    whole_numbers, lambda ns: 1 <= ns[0] <= ns[-1] <= MOST, "a list of whole numbers, 1 or more, such as 1,10,100"
+)
 lr_schedule = checked(
     schedule, lambda text: text[0] not in "-0", "constant, cosine, burda, or steps such as 8000,16000"
 )
@@ -131,7 +137,7 @@ class Flags(argparse.Namespace):
 def parse_flags(description, own_flags, argv=None, **defaults):
     """The Flags of a run script: its own, then the other shared ones; defaults: {name: another default}.
 
-    Invalid flags end the process with code 2.
+    InputError if they are invalid.
     """
     by_name = {flag.name: flag for flag in [*own_flags, *SHARED_FLAGS]}
     by_name |= {name: by_name[name]._replace(default=default) for name, default in defaults.items()}
@@ -143,7 +149,16 @@ def parse_flags(description, own_flags, argv=None, **defaults):
         text = flag.help if flag.default is None else f"{flag.help} (default: {flag.default})"
         kind, choices = (type(flag.type[0]), flag.type) if isinstance(flag.type, tuple) else (flag.type, None)
         parser.add_argument(f"--{flag.name}", type=kind, choices=choices, help=text)
-    flags = parser.parse_args(argv, Flags())
+
+    def fail(message):
+        raise InputError(message)
+
+    parser.error = fail  # without the usage, which is longer than a screen
+    flags, unknown = parser.parse_known_args(argv, Flags())
+    if unknown:
+        name = re.split("[= ]", unknown[0])[0].strip("-").replace("-", "_").lower()
+        near = [f"did you mean --{each}?" for each in difflib.get_close_matches(name, by_name, 1)]
+        fail(f"unrecognized arguments: {' '.join(unknown)}; {(near or ['--help lists the flags.'])[0]}")
     flags.table, flags.step = table, flags.iter_max
     for flag in table:
         if getattr(flags, flag.name) is None:
@@ -154,5 +169,5 @@ def parse_flags(description, own_flags, argv=None, **defaults):
     if flags.checkpoint is not None:
         flags.train = 0
     if flags.resume and flags.overwrite:
-        parser.error("--resume 1 resumes a run and --overwrite 1 deletes it: give one of them")
+        fail("--resume 1 resumes a run and --overwrite 1 deletes it: give one of them.")
     return flags

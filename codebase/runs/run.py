@@ -133,7 +133,8 @@ def how_it_starts(run):
         return "finished"
     if state and (flags.resume or flags.replicates > 1):
         return "resumed"
-    what = f"{folder} already holds a run" if state else f"{folder} holds weights, but no training.pt"
+    at = f" at step {done[-1]:,}" + (f" of {flags.iter_max:,}" if done[-1] < flags.iter_max else "") if done else ""
+    what = f"{folder} already holds a run{at}" if state else f"{folder} holds weights, but no training.pt"
     raise InputError(
         f"{what}. --resume 1 resumes a run that has a training.pt, --train 0 evaluates it, "
         f"--run {flags.run + 1} trains another one, --overwrite 1 deletes it and starts again."
