@@ -3,6 +3,11 @@
 In a notebook: codebase.load (a trained model), codebase.train, codebase.data, codebase.evaluate, codebase.pictures.
 """
 
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036  (before anything that an older Python cannot read)
+    sys.exit(f"Python 3.10 or newer is needed; this is Python {sys.version.split()[0]}, {sys.executable}.")
+
 from codebase import data, evaluate, pictures
 from codebase.errors import InputError, NonFiniteError
 from codebase.loading import load

@@ -21,7 +21,7 @@ def load(path, model=None, device="cpu"):
     if path.is_dir():
         steps = checkpoints.steps(path)
         if not steps:
-            raise InputError(f"{path} holds no weights (model-*.pt).")
+            raise InputError(f"{path.absolute()} holds no weights (model-*.pt).")
         path = checkpoints.weights_path(path, steps[-1])
     if model is None:
         model = model_of(checkpoints.read(path), path)
@@ -32,19 +32,14 @@ def load(path, model=None, device="cpu"):
 def model_of(weights, path):
     """A new model, whose class and sizes are inferred from the weights. InputError if they are another model's."""
     try:
-        n_hidden, n_in = weights["dec.net.0.weight"].shape  # first layer of the decoder; its input is (z, y)
-        x_dim, z_dim = len(weights["dec.net.4.weight"]), len(weights["enc.net.4.weight"]) // 2
+        name, sizes = checkpoints.sizes({checkpoints.plain(key): value for key, value in weights.items()})
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} has other networks than the homework's: give the model, too: load(path, VAE(enc=..., dec=...))."
         ) from error
-    sizes, classes = {"z_dim": z_dim, "x_dim": x_dim, "n_hidden": n_hidden}, n_in - z_dim
-    if "z_pre" in weights:
-        model = GMVAE(k=weights["z_pre"].shape[1] // 2, **sizes)
-    elif "cls.net.4.weight" in weights:
-        model = SSVAE(classes=classes, **sizes)
-    else:
-        model = FSVAE(classes=classes, **sizes) if classes > 0 else VAE(**sizes)
+    names = {"--z": "z_dim", "--hidden": "n_hidden", "--k": "k", "x_dim": "x_dim", "classes": "classes"}
+    sizes = {names[key]: size for key, size in sizes.items() if key != "classes" or name in ("SSVAE", "FSVAE")}
+    model = {"VAE": VAE, "GMVAE": GMVAE, "SSVAE": SSVAE, "FSVAE": FSVAE}[name](**sizes)
     of_run = re.match(r"model=([^=]+)_[^=_]+=", path.absolute().parent.name)  # model=NAME_FLAG=...
     if of_run and of_run[1] != type(model).__name__.lower():  # a model of one's own may have weights of these shapes
         raise InputError(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import Trap, same
 
+import codebase
 from codebase.errors import InputError
 from codebase.models.gmvae import GMVAE
 from codebase.models.vae import VAE
@@ -114,10 +115,27 @@ def test_weights_that_do_not_fit_are_named(tmp_path, change, complaint):
         checkpoints.load_weights(model, tmp_path / "bad.pt")
 
 
-def test_another_number_of_components_is_named(tmp_path):
-    torch.save(GMVAE(z_dim=2, k=3).state_dict(), tmp_path / "three.pt")
-    with pytest.raises(InputError, match=r"three.pt does not fit this GMVAE: .* z_pre: .*\[1, 6, 2\].*\[1, 8, 2\]"):
-        checkpoints.load_weights(GMVAE(z_dim=2, k=4), tmp_path / "three.pt")
+def test_the_weights_of_another_model_or_size_name_the_script_or_the_flag(tmp_path):
+    path, vae, k_3 = tmp_path / "w.pt", VAE(z_dim=2, n_hidden=8), GMVAE(z_dim=2, k=3, n_hidden=8)
+    for weights, model, why in (
+        (k_3, GMVAE(z_dim=2, k=4, n_hidden=8), "this GMVAE: its --k is 3, not 4."),
+        (k_3, vae, r"this VAE: it is a GMVAE's \(run_gmvae.py\)."),
+        (vae, VAE(z_dim=3, n_hidden=8), "this VAE: its --z is 2, not 3."),
+        (vae, VAE(z_dim=2, n_hidden=8, x_dim=9), "this VAE: its x_dim is 784, not 9."),
+    ):
+        torch.save(weights.state_dict(), path)
+        with pytest.raises(InputError, match=f"w.pt does not fit {why}$"):
+            checkpoints.load_weights(model, path)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_pytorch_are_removed(tmp_path, prefix):
+    model, path = VAE(z_dim=2, n_hidden=8), tmp_path / "w.pt"
+    torch.save({prefix + key: value for key, value in model.state_dict().items()}, path)
+    other = VAE(z_dim=2, n_hidden=8)
+    checkpoints.load_weights(other, path)
+    assert equal(model, other)
+    assert equal(model, codebase.load(path))
 
 
 def test_what_is_no_checkpoint_is_named_and_never_executed(begun):

@@ -1,11 +1,15 @@
 """The flags: every error is a sentence and code 2. Errors of the parser are tested on it, the others on a script."""
 
+import os
 import runpy
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import ROOT, contents
 
+from codebase.errors import InputError
 from codebase.runs.flags import IW, SHARED_FLAGS, parse_flags
 
 SCRIPTS = ["run_vae.py", "run_gmvae.py", "run_ssvae.py", "run_fsvae.py"]
@@ -39,7 +43,12 @@ WHOLE, ABOVE_0 = "is not a whole number, 0 or more", "is not a whole number, 1 o
         ([], ("--full", "yes"), "--full: invalid int value: 'yes'"),
         ([], ("--full", 2), "--full: invalid choice: 2"),
         ([], ("--device", "tpu"), "--device: invalid choice: 'tpu'"),
-        ([], ("--zz", 1), "unrecognized arguments: --zz 1"),
+        ([], ("--zz", 1), "unrecognized arguments: --zz 1; --help lists"),
+        ([], ("--iter-max=5",), "--iter-max=5; did you mean --iter_max?"),
+        ([], ("-Run", 1), "did you mean --run?"),
+        ([], ("--seed", 2**64), f"--seed: '18446744073709551616' {WHOLE}"),
+        ([], ("--run", 2**64), f"--run: '18446744073709551616' {WHOLE}"),
+        (OWN["run_vae.py"], ("--z", 10**20), f"--z: '100000000000000000000' {ABOVE_0}"),
         ([], ("--iter", 1), "unrecognized arguments: --iter 1"),
         ([], ("--resume", 1, "--overwrite", 1), "give one of them"),
         (OWN["run_vae.py"], ("--z", 0), f"--z: '0' {ABOVE_0}"),
@@ -54,12 +63,10 @@ WHOLE, ABOVE_0 = "is not a whole number, 0 or more", "is not a whole number, 1 o
     ],
 )
 def test_complaints_of_the_parser(capsys, own_flags, args, complaint):
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(InputError) as error:
         parsed(*args, own_flags=own_flags)
-    assert stop.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert complaint in err
+    assert complaint in str(error.value)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -77,6 +84,15 @@ def test_what_the_flags_imply():
     assert (file.train, file.checkpoint) == (0, "x.pt")  # it is evaluated, not trained
     second = parsed("--run", 3, "--seed", 7, "--replicates", 2).of_run(1)
     assert (second.run, second.seed) == (4, 8)
+
+
+def test_data_dir_is_by_default_that_of_the_environment(tmp_path):
+    where = "from codebase.runs.flags import parse_flags; print(parse_flags('', [], []).data_dir)"
+    for value, expected in (("my data", "my data"), ("", None)):
+        environment = os.environ | {"DATA_DIR": value}
+        command = [sys.executable, "-c", where]
+        out = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+        assert out == f"{expected}\n"
 
 
 def test_a_script_has_defaults_of_its_own():
@@ -103,6 +119,7 @@ def test_a_script_has_defaults_of_its_own():
         ("run_vae.py", ("--batch_size", 301), "--batch_size 301 is more than the 300 training images"),
         ("run_vae.py", ("--dataset", "absent.npz"), "absent.npz does not exist"),
         ("run_vae.py", ("--dataset", "cifar"), "--dataset cifar: the choices are auto, mnist, svhn, glyphs"),
+        ("run_vae.py", ("--hidden", 10**18), "there is not enough memory"),
         ("run_ssvae.py", ("--gw", 0, "--cw", 0), "--gw 0 --cw 0 leave nothing to train"),
         ("run_ssvae.py", ("--labels", 15), "--labels 15 is not a multiple of 10"),
         ("run_ssvae.py", ("--labels", 310), "but class 0 has 30"),

@@ -1,6 +1,8 @@
 """codebase.load: trained models for a notebook."""
 
 import re
+import runpy
+import sys
 
 import pytest
 import torch
@@ -62,6 +64,12 @@ def test_the_lines_for_a_notebook(digits, tmp_path, monkeypatch):
     assert nelbo.mean == pytest.approx(image_by_image, rel=0.01)
     assert names["picture"].shape == (2 * (10 * 29 + 1), 2 * (20 * 29 + 1), 3)
     assert {path.name for path in tmp_path.iterdir()} == {"digits.npz"}
+
+
+def test_an_old_python_is_told_so(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    with pytest.raises(SystemExit, match=r"Python 3.10 or newer is needed"):
+        runpy.run_path(codebase.__file__)
 
 
 def test_other_networks_need_the_model(tmp_path):

@@ -94,8 +94,8 @@ def test_black_images_beside_grey_ones_are_images(tmp_path):
 
 
 LAYOUT = r"x_train and x_test must hold at least one image each, all of one size, grey \(N, height.*; they are .*"
-VALUES = r"x_train and x_test must hold uint8 values .*, or both of them values from 0 to 1; they are .*"
-LABELS = r"y_train and y_test must hold whole numbers from 0 to at most 999, one for each image; they are .*"
+VALUES = r"x_train and x_test must hold both of them whole numbers .*, or both of them values from 0 to 1; they are .*"
+LABELS = r"has no labels that can be used: y_train and y_test must hold whole numbers from 0 .*; they are "
 
 
 @pytest.mark.parametrize(
@@ -114,21 +114,16 @@ LABELS = r"y_train and y_test must hold whole numbers from 0 to at most 999, one
         ({"x_test": X[:, 0, 0]}, rf"{LAYOUT} and uint8 \(12,\)"),
         ({"x_train": X.ravel(), "x_test": X.ravel()}, LAYOUT),
         ({"x_train": X[..., None, None], "x_test": X[..., None, None]}, LAYOUT),
-        ({"x_train": X / 255 + 0.5}, rf"{VALUES}float64 .* from 0.5 to 1.5 and uint8 .* Scale them alike"),
+        ({"x_train": X / 255 + 0.5}, rf"{VALUES}float64 .* from 0.5 to 1.5 and uint8 "),
         ({"x_train": X / 255, "x_test": X / 255 + 0.5}, rf"{VALUES}from 0.0 to 1.0 and float64 .* from 0.5 to 1.5"),
         ({"x_train": X / 255}, rf"{VALUES}float64 .* from 0.0 to 1.0 and uint8 .* from 0 to 255"),
-        ({"x_train": X * np.nan, "x_test": X * np.nan}, rf"{VALUES} from nan to nan"),
-        ({"x_train": X.astype(int)}, rf"{VALUES}int64 .* from 0 to 255"),
+        ({"x_train": np.where(X == 37, np.nan, X / 255)}, r"both of them values.*; they hold nan \d+ times"),
+        ({"x_train": X + 0.5}, rf"{VALUES}float64 .* from 0.5 to 255.5"),
         ({"x_train": X.astype(np.int8), "x_test": X.astype(np.int8)}, rf"{VALUES}int8 .* from -128 to 127"),
         ({"x_train": X.astype("U3"), "x_test": X.astype("U3")}, rf"{VALUES}<U3 \(12, 6, 4\) and"),
         ({"x_train": X * 1j, "x_test": X * 1j}, rf"{VALUES}complex128"),
         ({"x_train": X % 2}, rf"{VALUES} from 0 to 1 and uint8 .* from 0 to 255"),  # only one of them is binary
         ({"x_test": X % 2}, rf"{VALUES} from 0 to 255 and uint8 .* from 0 to 1"),
-        ({"y_train": Y[:4]}, rf"{LABELS}int64 \(4,\) from 0 to 3 and int64 \(12,\) from 0 to 11"),
-        ({"y_train": np.eye(12)}, rf"{LABELS}float64 \(12, 12\)"),
-        ({"y_test": np.arange(12.0)}, rf"{LABELS} and float64 \(12,\)"),
-        ({"y_test": Y + 996}, rf"{LABELS} and int64 \(12,\) from 996 to 1007"),
-        ({"y_test": Y - 1}, rf"{LABELS} and int64 \(12,\) from -1 to 10"),
     ],
 )
 def test_complaints(tmp_path, change, complaint):
@@ -136,6 +131,63 @@ def test_complaints(tmp_path, change, complaint):
         loaded(tmp_path / "bad.npz", **{"x_train": X, "y_train": Y, "x_test": X, "y_test": Y} | change)
     assert "bad.npz" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("of_type", [np.int64, np.int16, np.float32])
+def test_whole_numbers_from_0_to_255_are_bytes(tmp_path, of_type):
+    plain = loaded(tmp_path / "a.npz", x_train=X, x_test=X)
+    same = loaded(tmp_path / "a.npz", x_train=X.astype(of_type), x_test=X.astype(of_type))
+    assert same.x_train.equal(plain.x_train)
+    assert same.name == plain.name
+
+
+@pytest.mark.parametrize("form", [Y.astype(float), Y[:, None], np.eye(12), np.eye(12, dtype=bool)])
+def test_labels_in_other_forms(tmp_path, form):
+    """As floats, as a column, as one-hot rows."""
+    assert loaded(tmp_path / "a.npz", x_train=X, y_train=form, x_test=X, y_test=Y).y_train.tolist() == Y.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"y_train": Y[:4]}, r"int64 \(4,\) from 0 to 3 and int64 \(12,\) from 0 to 11"),
+        ({"y_train": np.ones((12, 12))}, r"float64 \(12, 12\)"),
+        ({"y_test": Y / 2}, r".* and float64 \(12,\)"),
+        ({"y_test": Y * np.nan}, r".* and float64 \(12,\)"),
+        ({"y_test": Y + 996}, r".* and int64 \(12,\) from 996 to 1007"),
+        ({"y_test": Y - 1}, r".* and int64 \(12,\) from -1 to 10"),
+        ({"y_test": Y.astype(str)}, r".* and <U"),
+    ],
+)
+def test_labels_that_cannot_be_used_stop_only_a_model_that_needs_them(tmp_path, change, complaint):
+    mine = loaded(tmp_path / "bad.npz", **{"x_train": X, "y_train": Y, "x_test": X, "y_test": Y} | change)
+    assert (mine.classes, mine.y_train, mine.y_test) == (0, None, None)
+    assert "12 training and 12 test images; no labels that can be used: y_train" in mine.sizes()
+    with pytest.raises(InputError, match=rf"bad.npz {LABELS}{complaint}.*; this model needs labels"):
+        data.require_labels(mine)
+
+
+def test_a_class_without_a_training_image_is_named(tmp_path):
+    """Its number is missing, or it is held out."""
+    arrays = {"x_train": X, "x_test": X, "y_test": Y % 3 + 1}
+    from_1 = loaded(tmp_path / "a.npz", y_train=Y % 3 + 1, **arrays)
+    in_order = loaded(tmp_path / "a.npz", y_train=np.sort(Y % 4), **arrays).hold_out(4)
+    for mine, what in ((from_1, "class 0;.*training images.$"), (in_order, "class 3;.* the last ones: shuffle them")):
+        with pytest.raises(InputError, match=f"no training image of {what}"):
+            data.require_labels(mine)
+        assert "; no training image of class" in mine.sizes()
+
+
+def test_images_without_a_label(tmp_path):
+    """-1 in y_train: the SSVAE draws its labelled images from the others; the FSVAE needs all labels."""
+    y = np.where(Y < 8, Y % 2, -1)
+    mine = loaded(tmp_path / "a.npz", x_train=X, y_train=y, x_test=X, y_test=Y % 2)
+    data.require_labels(mine)
+    assert data.labelled_subset(mine, 8, 0).sort()[0].tolist() == list(range(8))
+    with pytest.raises(InputError, match="needs the labels of all training images"):
+        data.labelled_batches(mine.x_train, mine.y_train, 2, 3, 0)
+    with pytest.raises(InputError, match=r"--validation 3 holds out images without a label \(-1\)"):
+        data.require_labels(mine.hold_out(3))
 
 
 def test_a_file_that_is_no_npz(tmp_path, digits):

@@ -154,7 +154,7 @@ def test_a_second_run_touches_nothing_of_the_first(trained, folders):
         before = contents(checkpoints) | contents(logs)
         code, _, err = trained()
         assert code == 2
-        assert "already holds a run" in err
+        assert "already holds a run" + (" at step 30" if list(checkpoints.glob("model-*.pt")) else "") in err
         assert all(hint in err for hint in ("--resume 1", "--overwrite 1", "--run 1", "--train 0"))
         assert "Traceback" not in err
         assert contents(checkpoints) | contents(logs) == before

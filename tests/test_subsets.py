@@ -104,8 +104,8 @@ def test_as_many_labelled_images_of_each_class_chosen_by_the_seed(name, n):
         (15, "--labels 15 is not a multiple of 10"),
         (5, "multiple of 10"),
         (0, "multiple of 10"),
-        (410, "--labels 410 needs 41 training images of each class, but class 0 has 40"),
-        (10, "needs 1 training images of each class, but class 7 has 0"),
+        (410, "need 41 training images of each class, but class 0 has 40: --labels 400 is the most"),
+        (10, "need 1 training images of each class, but class 7 has 0"),
     ],
 )
 def test_labelled_images_that_cannot_be_chosen(n, complaint):

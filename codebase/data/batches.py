@@ -58,6 +58,8 @@ def binary_batches(x, batch_size, seed):
 
 def labelled_batches(x, y, classes, batch_size, seed):
     """Batches (x, y): images in [0, 1], (B, X), and one-hot rows, (B, C), float32. x: (N, X) uint8; y: (N,) int64."""
+    if y.min() < 0:
+        raise InputError("this model needs the labels of all training images; some have none (-1).")
     return Prepared(lambda x, y: (scaled(x), one_hot(y, classes)), Batches((x, y), batch_size, seed))
 
 

@@ -15,12 +15,14 @@ class DownloadError(InputError):
 
 
 @contextlib.contextmanager
-def downloading(what, files):
-    """In the block: torchvision downloads `files`, what is missing of the data set `what`, to one folder.
+def downloading(what, files, error_type=DownloadError):
+    """In the block: torchvision downloads `files`, what is missing of `what`, to one folder.
 
-    If anything fails, they are deleted, and DownloadError says which files to put where.
+    If anything fails, also by Ctrl-C, new files and folders are deleted, and an error says which files to put where.
     """
     folder, done, before = files[0].parent, False, socket.getdefaulttimeout()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    there = {*folder.glob("*")}
     print(f"downloading  {what} to {folder}", flush=True)
     try:
         socket.setdefaulttimeout(TIMEOUT)
@@ -30,11 +32,14 @@ def downloading(what, files):
         done = True
     except Exception as error:  # of the network, the server, or the disk: many types
         reason = " ".join(str(error).split()) or type(error).__name__
-        put = f"Put its files ({', '.join(path.name for path in files)}) into {folder}"
-        line = f"{what} could not be downloaded ({reason}). {put}, or say where they are with --data_dir."
-        raise DownloadError(line) from error
+        put = f"Put {', '.join(path.name for path in files)} there, or say where they are with --data_dir."
+        raise error_type(f"There is no {what} in {folder}, and it could not be downloaded ({reason}). {put}") from error
     finally:
         socket.setdefaulttimeout(before)
-        for path in [folder / ".lock", *(files if not done else [])]:  # files are incomplete then; also after Ctrl-C
+        new = {*folder.glob("*")} - there  # which may be incomplete
+        for path in [folder / ".lock", *(new if not done else [])]:
             if path.is_file():
                 path.unlink()
+        for path in made:
+            with contextlib.suppress(OSError):  # it is not empty: the download is in it
+                path.rmdir()

@@ -12,9 +12,9 @@ from codebase.errors import InputError
 def read(path):
     """The fields of Data, from an .npz file. Raises InputError.
 
-    Images: grey (N, height, width[, 1]) or in colour (N, height, width, 3); uint8 values from 0 to 255, or values of
-    any type from 0 to 1, which are rounded to k / 255, so that binary images stay binary. Labels: (N,), whole numbers
-    from 0 to at most 999, or none at all. Pickled arrays are refused, so that nothing in the file is executed.
+    Images: grey (N, height, width[, 1]) or in colour (N, height, width, 3), of any type; whole numbers from 0 to 255,
+    or values from 0 to 1, which are rounded to k / 255, so that binary images stay binary. Labels: see class_numbers.
+    Labels that cannot be used are no error. Pickled arrays are refused, so that nothing in the file is executed.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist; --dataset takes the path of an .npz file.")
@@ -32,25 +32,53 @@ def read(path):
         must = "at least one image each, all of one size, grey (N, height, width) or in colour (N, height, width, 3)"
         raise InputError(f"{path}: x_train and x_test must hold {must}; they are {in_words(images)}.")
     of_0_to_1 = all(x.dtype.kind in "buif" and x.min() >= 0 and x.max() <= 1 for x in images)
-    if not of_0_to_1 and any(x.dtype != np.uint8 or x.max() == 1 for x in images):  # max() == 1: only one is binary
-        must = "uint8 values from 0 to 255, or both of them values from 0 to 1"
-        raise InputError(f"{path}: x_train and x_test must hold {must}; they are {in_words(images)}. Scale them alike.")
+    if not of_0_to_1 and not all(are_bytes(x) and x.max() != 1 for x in images):  # max() == 1: only one is binary
+        must = "both of them whole numbers from 0 to 255, or both of them values from 0 to 1"
+        nan = [int(np.isnan(x).sum()) if x.dtype.kind == "f" else 0 for x in images]
+        they = f"they hold nan {sum(nan):,} times" if any(nan) else f"they are {in_words(images)}"
+        raise InputError(f"{path}: x_train and x_test must hold {must}; {they}.")
+
+    unlabelled = "no labels (y_train, y_test)"
+    if labels[0] is not None:
+        must = "whole numbers from 0 to at most 999, one for each image (in y_train also -1: without a label)"
+        unlabelled = f"no labels that can be used: y_train and y_test must hold {must}; they are {in_words(labels)}"
+        labels = [class_numbers(y, len(x)) for x, y in zip(images, labels, strict=True)]
+        if any(y is None for y in labels) or labels[1].min() < 0:
+            labels = [None, None]
 
     tensors, classes, checksum = [], 0, 0
     for x, y in zip(images, labels, strict=True):
-        if of_0_to_1:
-            x = np.rint(x.astype(np.float32) * np.float32(255)).astype(np.uint8)
+        x = np.rint(x.astype(np.float32) * np.float32(255)).astype(np.uint8) if of_0_to_1 else x.astype(np.uint8)
         x = np.ascontiguousarray(x.reshape(*x.shape[:3], -1).transpose(0, 3, 1, 2))
         checksum = zlib.crc32(x, zlib.crc32(repr(x.shape).encode(), checksum))
         if y is not None:
-            if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or y.min() < 0 or y.max() > 999:
-                must = "whole numbers from 0 to at most 999, one for each image"
-                raise InputError(f"{path}: y_train and y_test must hold {must}; they are {in_words(labels)}.")
             checksum = zlib.crc32(y.astype("<i8"), checksum)
             classes = max(classes, int(y.max()) + 1)
-            y = torch.from_numpy(y.astype(np.int64))  # in native byte order
+            y = torch.from_numpy(y)
         tensors += [torch.from_numpy(x).flatten(1), y]
-    return name_in_run(path, checksum), str(path), x.shape[1:], classes, *tensors
+    return name_in_run(path, checksum), str(path), x.shape[1:], classes, *tensors, unlabelled
+
+
+def are_bytes(x):
+    """Are all values whole numbers from 0 to 255?"""
+    if x.dtype == np.uint8 or x.dtype.kind not in "uif":
+        return x.dtype == np.uint8
+    return x.min() >= 0 and x.max() <= 255 and (x == x.astype(np.uint8)).all()  # nan is not above 0
+
+
+def class_numbers(y, n):
+    """The labels of n images as int64, (n,), from -1 to 999: whole numbers (n,) or (n, 1) of any type, or one-hot rows.
+
+    None if y is something else.
+    """
+    if y.dtype.kind not in "buif" or y.ndim not in (1, 2) or len(y) != n or not y.size:
+        return None
+    y = y.astype(np.float64)
+    if y.ndim == 2:
+        is_one_hot = y.shape[1] > 1 and (y.max(1) == 1).all() and (np.count_nonzero(y, 1) == 1).all()
+        y = y.argmax(1) if is_one_hot else y
+    y = y.ravel()
+    return y.astype(np.int64) if len(y) == n and ((y >= -1) & (y <= 999) & (y == np.rint(y))).all() else None
 
 
 def in_words(arrays):

@@ -33,7 +33,8 @@ def labelled_subset(data, n, seed):
         raise InputError(f"--labels {n} is not a multiple of {data.classes}, the number of classes.")
     there, few = min((len(of_class), c) for c, of_class in enumerate(members))
     if there < each:
-        raise InputError(f"--labels {n} needs {each:,} training images of each class, but class {few} has {there:,}.")
+        need = f"{n} labels need {each:,} training images of each class, but class {few} has {there:,}"
+        raise InputError(f"{need}: --labels {there * data.classes} is the most.")
     if data.name == "mnist" and n == 100 and data.n_validation == 0:
         random = np.random.RandomState(0)
         chosen = [random.choice(of_class, each) for of_class in members]

@@ -4,6 +4,7 @@ training.pt holds everything that a resumed run needs, the weights too. Files ar
 weights_only=True: nothing in them is executed.
 """
 
+import contextlib
 import copy
 import pickle
 import re
@@ -57,7 +58,7 @@ def save(folder, progress, model, optimizer, experiment):
 def read(path):
     """The contents of a torch.save file, on the CPU. InputError if it cannot be read without executing code in it."""
     if not Path(path).is_file():
-        raise InputError(f"{path} does not exist.")
+        raise InputError(f"{Path(path).absolute()} does not exist.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickles, which are refused or harmless
@@ -85,17 +86,46 @@ def load_weights(model, path):
     fill(model, read(path), path)
 
 
+def sizes(weights):
+    """The model of the homework that has these weights, and its sizes: ('VAE', {'--z': 10, ...}). Raises errors."""
+    n_hidden, n_in = weights["dec.net.0.weight"].shape  # first layer of the decoder; its input is (z, y)
+    x_dim, z_dim = len(weights["dec.net.4.weight"]), len(weights["enc.net.4.weight"]) // 2
+    found = {"--z": z_dim, "--hidden": n_hidden, "x_dim": x_dim, "classes": n_in - z_dim}
+    if weights["enc.net.0.weight"].shape[1] != x_dim + n_in - z_dim:
+        raise KeyError("enc.net.0.weight")
+    if "z_pre" in weights:
+        return "GMVAE", found | {"--k": weights["z_pre"].shape[1] // 2}
+    return "SSVAE" if "cls.net.4.weight" in weights else "FSVAE" if n_in > z_dim else "VAE", found
+
+
+def why_not(own, weights):
+    """Why weights do not fit a model with its own weights, in words."""
+    (model, ours), (name, theirs) = sizes(own), sizes(weights)
+    if name != model:
+        return f"it is a {name}'s (run_{name.lower()}.py)"
+    return ", ".join(f"its {k} is {v}, not {ours[k]}" for k, v in theirs.items() if v != ours[k])
+
+
+def plain(key):
+    """The name of a weight without the prefixes of torch.compile and of DataParallel."""
+    return key.replace("_orig_mod.", "").removeprefix("module.")
+
+
 def fill(model, weights, path):
     """Fill the model with weights that were read from `path`. InputError also if one is not finite."""
     own = model.state_dict()
     try:
+        weights = {key if key in own else plain(key): value for key, value in weights.items()}
         weights = {key: value for key, value in weights.items() if key in own or key not in SKIPPED}
         bad = [key for key, value in weights.items() if not value.float().isfinite().all()]
         if bad:
             raise ValueError(f"{', '.join(bad)} is not finite")
         copy.deepcopy(model).load_state_dict(weights)  # tried first: an error leaves the model as it is
     except Exception as error:  # the file can hold anything
-        raise InputError(f"{path} does not fit this {type(model).__name__}: {in_one_line(error)}.") from error
+        why = ""
+        with contextlib.suppress(Exception):  # they are not a model's of the homework
+            why = why_not(own, weights)
+        raise InputError(f"{path} does not fit this {type(model).__name__}: {why or in_one_line(error)}.") from error
     model.load_state_dict(weights)
 
 

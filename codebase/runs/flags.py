@@ -3,9 +3,13 @@
 import argparse
 import contextlib
 import copy
+import difflib
 import math
+import os
 import re
 from typing import NamedTuple
+
+from codebase.errors import InputError
 
 
 class Flag(NamedTuple):
@@ -52,11 +56,14 @@ def schedule(text):
     return text if text in ("constant", "cosine", "burda") else ",".join(map(str, whole_numbers(text)))
 
 
-count = checked(int, lambda n: n >= 0, "a whole number, 0 or more")
-size = checked(int, lambda n: n >= 1, "a whole number, 1 or more")
+MOST = 2**63 - 1  # PyTorch's seeds and sizes
+count = checked(int, lambda n: 0 <= n <= MOST, "a whole number, 0 or more, below 2**63")
+size = checked(int, lambda n: 1 <= n <= MOST, "a whole number, 1 or more, below 2**63")
 weight = checked(number, lambda x: 0 <= x < math.inf, "a number, 0 or more")
 positive = checked(float, lambda x: 0 < x < math.inf, "a number above 0")
-sample_counts = checked(whole_numbers, lambda ns: ns[0] >= 1, "a list of whole numbers, 1 or more, such as 1,10,100")
+sample_counts = checked(
+    whole_numbers, lambda ns: 1 <= ns[0] <= ns[-1] <= MOST, "a list of whole numbers, 1 or more, such as 1,10,100"
+)
 lr_schedule = checked(
     schedule, lambda text: text[0] not in "-0", "constant, cosine, burda, or steps such as 8000,16000"
 )
@@ -69,6 +76,7 @@ SOURCES = "mnist, svhn, glyphs, FILE.npz, or auto: the homework's, or else glyph
 DATASET = Flag("dataset", "auto", str, SOURCES, in_name="data={}")
 LR_SCHEDULE = "constant, cosine, burda (Burda et al. 2016), or steps at which it is divided by 10: 8000,16000"
 PRECISION = "of matrix products in training; bfloat16 rounds their factors: faster where there is hardware for it"
+DATA_DIR = "folder of the data sets, as torchvision arranges them (default: the environment's DATA_DIR, or else data)"
 SHARED_FLAGS = [
     DATASET,
     Flag("batch_size", 100, size, "images in a training step", in_name="batch={}"),
@@ -78,7 +86,7 @@ SHARED_FLAGS = [
     Flag("validation", 0, count, "hold out this many training images, the last ones, for choosing flags"),
     Flag("seed", None, count, "random seed (default: the number of the run)"),
     # The flags below may change when a run is resumed.
-    Flag("data_dir", "data", str, "folder of the data sets, as torchvision arranges them", False),
+    Flag("data_dir", None, str, DATA_DIR, False),
     Flag("iter_max", 20000, size, "training steps in all; with --train 0: the step of the checkpoint to load", False),
     Flag("iter_save", 10000, size, "training steps between two checkpoints", False),
     Flag("run", 0, count, "number of the run: the same experiment, in another folder and with another seed", False),
@@ -129,7 +137,7 @@ class Flags(argparse.Namespace):
 def parse_flags(description, own_flags, argv=None, **defaults):
     """The Flags of a run script: its own, then the other shared ones; defaults: {name: another default}.
 
-    Invalid flags end the process with code 2.
+    InputError if they are invalid.
     """
     by_name = {flag.name: flag for flag in [*own_flags, *SHARED_FLAGS]}
     by_name |= {name: by_name[name]._replace(default=default) for name, default in defaults.items()}
@@ -141,15 +149,25 @@ def parse_flags(description, own_flags, argv=None, **defaults):
         text = flag.help if flag.default is None else f"{flag.help} (default: {flag.default})"
         kind, choices = (type(flag.type[0]), flag.type) if isinstance(flag.type, tuple) else (flag.type, None)
         parser.add_argument(f"--{flag.name}", type=kind, choices=choices, help=text)
-    flags = parser.parse_args(argv, Flags())
+
+    def fail(message):
+        raise InputError(message)
+
+    parser.error = fail  # without the usage, which is longer than a screen
+    flags, unknown = parser.parse_known_args(argv, Flags())
+    if unknown:
+        name = re.split("[= ]", unknown[0])[0].strip("-").replace("-", "_").lower()
+        near = [f"did you mean --{each}?" for each in difflib.get_close_matches(name, by_name, 1)]
+        fail(f"unrecognized arguments: {' '.join(unknown)}; {(near or ['--help lists the flags.'])[0]}")
     flags.table, flags.step = table, flags.iter_max
     for flag in table:
         if getattr(flags, flag.name) is None:
             setattr(flags, flag.name, flag.default)
+    flags.data_dir = flags.data_dir or os.environ.get("DATA_DIR") or None
     if flags.seed is None:
         flags.seed = flags.run
     if flags.checkpoint is not None:
         flags.train = 0
     if flags.resume and flags.overwrite:
-        parser.error("--resume 1 resumes a run and --overwrite 1 deletes it: give one of them")
+        fail("--resume 1 resumes a run and --overwrite 1 deletes it: give one of them.")
     return flags

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def run_main(model, main, own_flags, description, usual_data="mnist", **defaults
             if isinstance(error, dist.DistError) or (processes.size() > 1 and "gloo" in str(error)):
                 fail(f"another process of this run has ended ({str(error).splitlines()[0]})", 1)
             # On a CPU, PyTorch raises a RuntimeError that only its text identifies.
-            if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+            too_large = re.search("allocate memory|overflowed", str(error))
+            if too_large or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                 fail("there is not enough memory: use smaller numbers in the flags.", 2)
             raise
         finally:

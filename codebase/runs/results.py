@@ -145,9 +145,10 @@ def report(run, model, splits, bits=False):
             coded = in_bits({"nelbo": noisy["nelbo"], "rec": noisy["rec"]})
             print(f"Bits per dimension: NELBO: {coded['nelbo']:.4f}  Rec: {coded['rec']:.4f}", flush=True)
             keep(coded, "_bits")
-        units = evaluate.latent_units(model, split)
-        print(f"Active latent units: {units['active']} of {units['units']}", flush=True)
-        add_results(run, name, latent_units=units)
+        if len(split[0]) > 1:  # nothing varies with a single image
+            units = evaluate.latent_units(model, split)
+            print(f"Active latent units: {units['active']} of {units['units']}", flush=True)
+            add_results(run, name, latent_units=units)
         if run.flags.train != 1 and (name == "subset" or run.flags.full):
             ms = run.flags.iw_eval
             bounds, ess = evaluate.iwae(model, split, ms)

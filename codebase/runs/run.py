@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import json
 import os
+import shlex
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +46,14 @@ def open_run(model, flags, usual_data="mnist"):
     """
     torch.set_flush_denormal(True)  # see train.train
     device, device_in_words = choose_device(flags.device)
-    images = data.load(flags.dataset, flags.data_dir, usual_data, getattr(flags, "split", "extra"))
+    # The glyphs are used instead only in a new run without --data_dir: no run goes on with other data.
+    wanted = flags.dataset
+    if wanted == "auto" and (flags.data_dir or flags.resume or flags.train == 0):
+        wanted = usual_data
+    try:
+        images = data.load(wanted, flags.data_dir or "data", usual_data, getattr(flags, "split", "extra"))
+    except data.DownloadError as error:
+        raise InputError(" ".join([str(error), *(f"{run}." for run in runs_on_other_data(model, flags))])) from error
     images = images.hold_out(flags.validation).to(device)
     if images.name != "svhn" and hasattr(flags, "split"):
         flags.split = None
@@ -81,6 +90,23 @@ def open_run(model, flags, usual_data="mnist"):
     return Run(model, name, flags, images, device, folder, logs, record)
 
 
+def runs_on_other_data(model, flags):
+    """Of each run that differs from these flags only in its data, what they are, and the flags that name them."""
+    same = [flag.name for flag in flags.table if flag.experiment and flag.name not in ("dataset", "split")]
+    found = []
+    for path in sorted(Path("logs").glob(f"model={model}_*/results.json")):
+        with contextlib.suppress(Exception):  # a damaged file can hold anything
+            record = json.loads(path.read_text(encoding="utf-8"))
+            then, about = record["flags"], record["data"]
+            add = {"dataset": "glyphs" if about["name"] == "glyphs" else then["dataset"]}
+            if about["name"] in ("mnist", "svhn"):
+                add["data_dir"] = then["data_dir"] or "data"
+            add = [f"--{k} {shlex.quote(v)}" for k, v in add.items() if v not in ("auto", getattr(flags, k))]
+            if add and all(then[name] == getattr(flags, name) for name in [*same, "run"]):
+                found.append(f"{path.parent.name} is on {about['origin']}: add {' '.join(add)}")
+    return found
+
+
 def execute(run, main):
     """Call main(run), which trains or loads it and reports. Meanwhile no other process can train this run."""
     with files.locked(run.checkpoints) if run.flags.train else contextlib.nullcontext():
@@ -108,7 +134,8 @@ def how_it_starts(run):
         return "finished"
     if state and (flags.resume or flags.replicates > 1):
         return "resumed"
-    what = f"{folder} already holds a run" if state else f"{folder} holds weights, but no training.pt"
+    at = f" at step {done[-1]:,}" + (f" of {flags.iter_max:,}" if done[-1] < flags.iter_max else "") if done else ""
+    what = f"{folder} already holds a run{at}" if state else f"{folder} holds weights, but no training.pt"
     raise InputError(
         f"{what}. --resume 1 resumes a run that has a training.pt, --train 0 evaluates it, "
         f"--run {flags.run + 1} trains another one, --overwrite 1 deletes it and starts again."
