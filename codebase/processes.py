@@ -21,8 +21,6 @@ if os.name == "nt":
 else:
     import fcntl
 
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-
 
 def lock(file):
     """Lock an open file until it is closed or this process ends, however it ends. False if another one has locked it.
@@ -37,7 +35,7 @@ def lock(file):
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
-        if error.errno not in NO_LOCKS:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
             raise OSError(error.errno, error.strerror, file.name) from error
         folder = os.path.dirname(file.name)
         print(f"{folder} is on a file system without locks: make sure that no other process uses it", flush=True)

@@ -73,10 +73,7 @@ def locked(folder):
 
 
 def clear(folder, what="*"):
-    """Delete what is in a folder, except its lock. What is in use and cannot be deleted is left, with a remark.
-
-    OSError if that is weights, a training state or results, which would pass for those of the next run.
-    """
+    """Delete what is in a folder, except its lock. What cannot be deleted is left, unless it would pass for new."""
     for path in Path(folder).glob(what) if processes.rank() == 0 else ():
         try:
             if path.is_dir() and not path.is_symlink():

@@ -14,8 +14,7 @@ ENDS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 def catch_signals():
     """In the block: the signals below are appended to a list, which is yielded. A second Ctrl-C: KeyboardInterrupt.
 
-    A signal that is already ignored, as SIGINT in a shell's background jobs, stays ignored. Only the main thread can
-    catch signals.
+    A signal that is ignored before, as SIGINT in a shell's background jobs, stays so. Only the main thread catches one.
     """
     signals = []
 
