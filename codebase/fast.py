@@ -31,7 +31,8 @@ def faster(step, model, optimizer, batch):
             warnings.simplefilter("ignore")  # about the compiler's own work
             compare(changes(quick, model, optimizer, batch), expected)
     except Exception as error:  # compilers and drivers raise any error, and the run can do without them
-        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        lines = f"{type(error).__name__}: {error}".splitlines()
+        reason = next((line for line in lines if " error: " in line), lines[0])  # the C++ compiler's own words
         if processes.size() > 1 and not isinstance(error, ArithmeticError):
             changes(step, model, optimizer, batch)  # the other processes wait for these gradients
     if any(processes.gather([reason])):

@@ -1,4 +1,4 @@
-"""One run on several processes, started by torchrun: each computes the gradient for its rows of every batch.
+"""Locks between processes; and one run on several, started by torchrun, each with its rows of every batch.
 
     torchrun --nproc-per-node 2 run_vae.py
 
@@ -7,6 +7,7 @@ of the images. Only the first one, of rank 0, prints and writes files. A process
 """
 
 import contextlib
+import errno
 import os
 
 import numpy as np
@@ -15,26 +16,51 @@ import torch.distributed as dist
 
 from codebase.errors import InputError
 
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
+
+
+def lock(file):
+    """Lock an open file until it is closed or this process ends, however it ends. False if another one has locked it.
+
+    On a file system without locks it only says so.
+    """
+    try:
+        if os.name == "nt":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise OSError(error.errno, error.strerror, file.name) from error
+        folder = os.path.dirname(file.name)
+        print(f"{folder} is on a file system without locks: make sure that no other process uses it", flush=True)
+    return True
+
 
 def launched():
     """The number of this process among those that torchrun has started; 0 without torchrun."""
-    return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
+    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 def rank():
     """The number of this process among those that work on the same run."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if size() > 1 else 0
 
 
 def size():
     """How many processes work on the same run."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 @contextlib.contextmanager
 def on_one_run(device):
     """In the block: all processes of torchrun work on one run. device: the flag --device."""
-    if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+    if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
     on_gpus = device in ("auto", "cuda") and torch.cuda.is_available()

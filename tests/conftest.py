@@ -120,6 +120,7 @@ def script(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pictures, "curves", lambda history: pictures.Picture(np.zeros((4, 6, 3), np.uint8), ""))
     monkeypatch.setattr(Image.Image, "save", partialmethod(Image.Image.save, compress_level=0))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # a script may replace it
 
     def call(name, *args):
         monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
@@ -128,6 +129,8 @@ def script(tmp_path, monkeypatch, capsys):
             runpy.run_path(str(ROOT / name), run_name="__main__")
         except SystemExit as stop:
             code = stop.code
+        except KeyboardInterrupt:
+            code = 130  # what a shell calls the end by SIGINT
         out, err = capsys.readouterr()
         return code, out, err
 

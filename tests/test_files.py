@@ -1,7 +1,9 @@
 """Files that are complete or absent, and folders that one process uses at a time."""
 
+import errno
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -19,12 +21,36 @@ def test_a_folder_is_locked(tmp_path):
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
-    def acquire(self, timeout):
-        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
+    """Whatever it says, this is a remark. Another error names the file and the reason."""
+    numbers = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=[OSError(number, os.strerror(number)) for number in numbers]))
+    for _ in numbers[:3]:
+        with files.locked(tmp_path):
+            assert "without locks: make sure that no other process" in capsys.readouterr().out
+    with pytest.raises(OSError, match=f"Input/output error: '{tmp_path}/.lock'"), files.locked(tmp_path):
+        pass
 
-    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
-    with files.locked(tmp_path):
-        assert "without locks: make sure that no other process" in capsys.readouterr().out
+
+def test_what_cannot_be_deleted_is_left_unless_it_would_be_read_again(tmp_path, monkeypatch, capsys):
+    """As files that another program has open: the rest is deleted."""
+    unlink = Path.unlink
+
+    def unlink_unless_open(path, **how):
+        if path.name in opened:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+        unlink(path, **how)
+
+    monkeypatch.setattr(Path, "unlink", unlink_unless_open)
+    opened = (".nfs1", "training.pt")
+    (tmp_path / "sub").mkdir()
+    for name in ("sub/.nfs1", "sub/a.png", "b.png"):
+        (tmp_path / name).touch()
+    files.clear(tmp_path)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "sub", tmp_path / "sub" / ".nfs1"]
+    assert f"{tmp_path}/sub/.nfs1 cannot be deleted, and is left (Device or resource busy)" in capsys.readouterr().out
+    (tmp_path / "training.pt").touch()
+    with pytest.raises(OSError, match=r"training\.pt"):
+        files.clear(tmp_path)
 
 
 class Disk:

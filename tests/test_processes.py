@@ -86,6 +86,14 @@ def test_messages_and_the_rows_and_random_numbers_of_each_process(tmp_path):
     assert all("3 processes cannot share the images" in error for error in of_all(rows, 0, 10))
 
 
+def test_a_pytorch_without_distributed_has_one_process(monkeypatch):
+    monkeypatch.setattr(dist, "is_available", lambda: False)
+    for name in ("is_torchelastic_launched", "is_initialized", "get_rank", "get_world_size"):
+        monkeypatch.delattr(dist, name)
+    with processes.on_one_run("auto"):
+        assert (processes.launched(), processes.rank(), processes.size()) == (0, 0, 1)
+
+
 def test_processes_without_a_gpu_for_each_are_refused(monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "test", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)

@@ -1,5 +1,6 @@
 """What docs/reliability.md says: runs that are killed, short of disk space or of memory, started twice, or damaged."""
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -204,11 +205,13 @@ def test_a_run_is_overwritten_by_halves_or_whole_but_never_resumed_by_mistake(tm
     usual = flags("run_vae.py")
     run_to_its_end(tmp_path / "run", [*usual, "--iter_max", 30])
     halves = "holds weights, but no training.pt"
-    for die_at, words in ((1, "resuming after step 30"), (2, halves), (10, halves), (11, "nothing to resume")):
+    resuming = "resuming after step 30"
+    for die_at, words in ((1, resuming), (2, resuming), (3, halves), (10, halves), (11, "nothing to resume")):
         folder = tmp_path / str(die_at)
         shutil.copytree(tmp_path / "run", folder)
         run_to_its_end(folder, [*usual, "--overwrite", 1], code=-signal.SIGKILL, die_at=die_at)
-        assert list(folder.glob("logs/*/*tfevents*")) or words != "resuming after step 30"
+        assert list(folder.glob("logs/*/*tfevents*")) or words != resuming
+        assert not list(folder.glob("logs/*/results.json")) or die_at == 1
         code = 2 if words == halves else 0
         assert words in run_to_its_end(folder, [*usual, "--resume", 1, "--iter_max", 30], code)
 
@@ -246,11 +249,35 @@ def test_a_terminal_that_is_closed(tmp_path, flags):
             assert select.select([ours], [], [], 120)[0]
             shown = os.read(ours, 10_000)
         os.close(ours)
-        assert process.wait(timeout=120) == 129
+        assert process.wait(timeout=120) == -signal.SIGHUP
     finally:
         process.kill()
         process.wait()
     assert newest_state(tmp_path)["step"] > 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_loop_in_the_shell(tmp_path, flags):
+    """Because the run ends by that signal, after saving."""
+    command = shlex.join(map(str, [sys.executable, ROOT / "run_vae.py", *flags("run_vae.py")[1:], "--iter_max", 10**6]))
+    line = f"for z in 2 3; do {command} --z $z; done"
+    loop = subprocess.Popen(
+        ["bash", "-c", line],
+        cwd=tmp_path,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not newest_state(tmp_path):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(loop.pid, signal.SIGINT)
+        assert loop.wait(timeout=120) == -signal.SIGINT
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(loop.pid, signal.SIGKILL)
+    assert len(list(tmp_path.glob("checkpoints/*"))) == 1
 
 
 @pytest.mark.slow
@@ -351,6 +378,15 @@ def test_results_that_cannot_be_read_are_made_again(trained, folders):
         path.write_text(damaged)
         assert trained("--train", 0, "--iw_eval", 2)[0] == 0
         assert json.loads(path.read_text())["results"]["test"] == before["results"]["test"]
+
+
+def test_paths_that_are_not_utf_8(vae, digits, tmp_path):
+    name = tmp_path / "donn\udce9es.npz"  # a byte of Latin-1, as Python decodes it
+    digits.rename(name)
+    for more in (["--iter_max", 2], ["--train", 0, "--iw_eval", 2]):
+        code, out, err = vae("--dataset", name, "--data_dir", "data_\udce9", *more)
+        assert code == 0, err
+        assert "donn\\udce9es.npz" in out
 
 
 def test_too_little_memory_is_a_sentence(vae, monkeypatch):

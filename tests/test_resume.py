@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,19 +17,23 @@ from codebase.runs import course
 from codebase.runs.flags import parse_flags
 from codebase.runs.run import execute, open_run
 
-STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # and the exit codes
+NUMBERS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU
+STOPS = {number: 128 + number for number in NUMBERS}  # and the exit codes in a shell
 
 
 @pytest.fixture
 def at_step(monkeypatch):
     """at_step[n]: the signals that come, one after the other, while the n-th loss is computed, once.
 
-    They have their usual effect at first, although a shell's background jobs may ignore them.
+    At first SIGINT has its usual effect, although a shell's background jobs may ignore it; the others end the script.
     """
     before, coming, loss = {}, {}, VAE.loss
+
+    def end(number, frame):
+        raise SystemExit(128 + number)
+
     for number in STOPS:
-        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        before[number] = signal.signal(number, default)
+        before[number] = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else end)
 
     def loss_with_signals(model, *batch):
         pending = coming.get(int(model.step) + 1, [])
@@ -55,7 +60,7 @@ def test_a_signal_finishes_the_step_and_saves_it(vae, folders, at_step, monkeypa
     The points after the last checkpoint are then logged once more, and shown once.
     """
     monkeypatch.setattr(course, "LOG_EVERY", 5)
-    stops = [(number, step, step) for number, step in zip(STOPS, (7, 12, 26), strict=True)]
+    stops = [(number, step, step) for number, step in zip(STOPS, (7, 12, 23, 24, 25, 26), strict=True)]
     stops.insert(2, (signal.SIGINT, 18, 12))
     for number, step, kept in stops:
         twice = step != kept
@@ -71,7 +76,7 @@ def test_a_signal_finishes_the_step_and_saves_it(vae, folders, at_step, monkeypa
         assert signal.getsignal(number) == before  # afterwards they have their usual effect again
     assert "resuming after step 26" in vae("--resume", 1)[1]
     stopped = result(checkpoints, logs)
-    assert saved(checkpoints) == {f"model-000{step}.pt" for step in ("07", 12, 20, 26, 30)} | STATES
+    assert saved(checkpoints) == {f"model-000{step}.pt" for step in ("07", 12, 20, 23, 24, 25, 26, 30)} | STATES
     assert json.loads((logs / "results.json").read_text())["trained"]["steps"] == 30
 
     assert vae("--overwrite", 1)[0] == 0
@@ -92,6 +97,12 @@ def test_an_ignored_signal_stays_ignored(vae, at_step):
     assert code == 0
     assert "trained 8 steps" in out
     assert all(signal.getsignal(number) is signal.SIG_IGN for number in STOPS)
+
+
+def test_training_in_a_thread(vae):
+    """Which cannot catch signals."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(vae, "--iter_max", 2).result()[0] == 0
 
 
 def test_a_signal_in_the_last_step_is_obeyed(vae, at_step, monkeypatch):

@@ -217,6 +217,9 @@ def test_another_script_or_package_has_another_digest(tmp_path, monkeypatch):
     package = tmp_path / "codebase"
     shutil.copytree(ROOT / "codebase", package)
     monkeypatch.setattr(environment, "__file__", str(package / "runs" / "environment.py"))
+    (package / "models" / ".#vae.py").symlink_to("me@host.1")  # an editor's
+    (package / ".ipynb_checkpoints").mkdir()
+    (package / ".ipynb_checkpoints" / "vae.py").write_text("a = 3")
     assert environment.code_digest.__wrapped__() == after
     with open(package / "utils.py", "a") as file:
         file.write("\nLOG_2PI = 0\n")

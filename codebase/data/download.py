@@ -2,9 +2,9 @@
 
 import contextlib
 import socket
+import time
 
-from filelock import FileLock
-
+from codebase import processes
 from codebase.errors import InputError
 
 TIMEOUT = 20  # seconds without an answer of the server, after which a download fails
@@ -27,7 +27,9 @@ def downloading(what, files, error_type=DownloadError):
     try:
         socket.setdefaulttimeout(TIMEOUT)
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # another process may download them at the same time
+        with open(folder / ".lock", "a") as file:
+            while not processes.lock(file):  # another process downloads them
+                time.sleep(0.1)
             yield
         done = True
     except Exception as error:  # of the network, the server, or the disk: many types

@@ -1,6 +1,7 @@
 """The course of a run: train or load the model; log, save and look along the way."""
 
 import contextlib
+import signal
 import sys
 import time
 
@@ -132,7 +133,7 @@ def resume(run, model, optimizer):
 
 
 def finish(run, start, step, seconds, stopping):
-    """Say how the training has ended, here and in results.json. If a signal has ended it, the process ends, too."""
+    """Say how the training has ended, here and in results.json. A signal that has ended it has its usual effect now."""
     run.record["step"] = step
     now, before = run.record["evaluated"], run.record.get("trained", {})
     codes = sorted({*map(str, before.get("code", [])), *now["code"]})
@@ -147,7 +148,8 @@ def finish(run, start, step, seconds, stopping):
         again = "--resume 1" if run.flags.replicates == 1 else "the same command"
         again += " without --overwrite 1" if run.flags.overwrite else ""
         print(f"stopped after step {step:,}, which is saved: {again} resumes it, --train 0 evaluates it.", flush=True)
-        sys.exit(128 + stopping)
+        signal.raise_signal(stopping)
+        sys.exit(128 + stopping)  # if the signal is handled in a way that does not end the process
 
 
 def prepare_folders(run):
@@ -156,7 +158,8 @@ def prepare_folders(run):
     for folder in (run.checkpoints, run.logs):
         files.clear(folder, ".*.tmp")  # left by a process that was killed while it wrote
     if run.flags.overwrite:
-        # training.pt is deleted first, so that an interrupted --overwrite cannot be resumed.
+        # First what is read again, so that after an interrupted --overwrite nothing old passes for new.
+        files.clear(run.logs, "results.json")
         files.clear(run.checkpoints, "training.pt")
         files.clear(run.logs)
         files.clear(run.checkpoints)

@@ -1,5 +1,6 @@
 """The device of a run, and the versions, commit and digest of its code."""
 
+import contextlib
 import datetime
 import functools
 import hashlib
@@ -56,8 +57,9 @@ def git_commit():
 @functools.cache  # the files may change while the process runs
 def code_digest():
     """A digest of the code of this process: of the package, and of the script that was started."""
-    digest, script = hashlib.sha256(), Path(sys.argv[0])
-    for path in [*sorted(Path(__file__).parent.parent.rglob("*.py")), *([script] if script.suffix == ".py" else [])]:
-        if path.is_file():  # an editor's link to nowhere is no code
+    digest, package, script = hashlib.sha256(), Path(__file__).parent.parent, Path(sys.argv[0])
+    modules = [path for path in sorted(package.rglob("*.py")) if "/." not in f"/{path.relative_to(package).as_posix()}"]
+    for path in [*modules, *([script] if script.suffix == ".py" else [])]:
+        with contextlib.suppress(OSError):  # what vanishes meanwhile is no code
             digest.update(path.read_bytes())
     return digest.hexdigest()[:8]

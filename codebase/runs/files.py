@@ -6,8 +6,6 @@ import os
 import shutil
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from codebase import processes
 from codebase.errors import InputError
 
@@ -62,25 +60,28 @@ def locked(folder):
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InUse(f"{folder} is in use by another process. Stop that one, or give another --run.") from error
-    except NotImplementedError:
-        print(f"{folder} is on a file system without locks: make sure that no other process trains this run")
-    try:
-        yield
-    finally:
-        if {path.name for path in folder.iterdir()} <= {".lock"}:
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                folder.parent.rmdir()  # checkpoints/, if this was the first run
-        lock.release()
+    with open(folder / ".lock", "a") as file:
+        if not processes.lock(file):
+            raise InUse(f"{folder} is in use by another process. Stop that one, or give another --run.")
+        try:
+            yield
+        finally:
+            if {path.name for path in folder.iterdir()} <= {".lock"}:
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    folder.parent.rmdir()  # checkpoints/, if this was the first run
 
 
 def clear(folder, what="*"):
-    """Delete what is in a folder, except its lock."""
+    """Delete what is in a folder, except its lock. What cannot be deleted is left, unless it would pass for new."""
     for path in Path(folder).glob(what) if processes.rank() == 0 else ():
-        if path.name != ".lock":
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        try:
+            if path.is_dir() and not path.is_symlink():
+                clear(path)
+                path.rmdir()
+            elif path.name != ".lock":
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            if path.suffix in (".pt", ".json"):
+                raise
+            print(f"{path} cannot be deleted, and is left ({error.strerror})", flush=True)

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from codebase import processes
 from codebase.errors import InputError, NonFiniteError
@@ -42,7 +41,7 @@ def run_main(model, main, own_flags, description, usual_data="mnist", **defaults
     """Call main(run) as a script, once for each of the --replicates; then print their table.
 
     model: its name, such as 'vae'; the others as in flags.parse_flags and run.open_run. An error that the user can
-    correct ends the script with a sentence and exit code 2, Ctrl-C with 130.
+    correct ends the script with a sentence and exit code 2.
     """
     this = processes.launched()
     out = IgnoringWriteErrors(sys.stdout if this == 0 else None)  # of torchrun's processes only the first one prints
@@ -65,10 +64,12 @@ def run_main(model, main, own_flags, description, usual_data="mnist", **defaults
             fail(error, 2)
         except NonFiniteError as error:
             fail(error, 1)
-        except KeyboardInterrupt:
-            sys.exit(130)
+        except KeyboardInterrupt:  # Python ends itself by SIGINT, so that a shell's loop ends, too
+            sys.excepthook = lambda *error: None  # without a traceback
+            raise
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, dist.DistError) or (processes.size() > 1 and "gloo" in str(error)):
+            lost = getattr(torch.distributed, "DistError", ())  # some builds of PyTorch have one process only
+            if isinstance(error, lost) or (processes.size() > 1 and "gloo" in str(error)):
                 fail(f"another process of this run has ended ({str(error).splitlines()[0]})", 1)
             # On a CPU, PyTorch raises a RuntimeError that only its text identifies.
             too_large = re.search("allocate memory|overflowed", str(error))

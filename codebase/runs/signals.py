@@ -2,27 +2,33 @@
 
 import contextlib
 import signal
+import threading
 
 from codebase import processes
+
+# Ctrl-C, kill, a closed terminal; clusters announce the end of a job with the others
+ENDS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 
 
 @contextlib.contextmanager
 def catch_signals():
-    """In the block: SIGINT (Ctrl-C), SIGTERM and SIGHUP (closed terminal) are appended to a list, which is yielded.
+    """In the block: the signals below are appended to a list, which is yielded. A second Ctrl-C: KeyboardInterrupt.
 
-    A second Ctrl-C raises KeyboardInterrupt. A signal that is already ignored, as SIGINT in a shell's background jobs,
-    stays ignored.
+    A signal that is ignored before, as SIGINT in a shell's background jobs, stays so. Only the main thread catches one.
     """
     signals = []
 
     def note(number, frame):
         if signals and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not signals:
+            print("\nfinishing and saving this step; a second Ctrl-C stops at once", flush=True)
         signals.append(number)
-        print("\nfinishing and saving this step; a second Ctrl-C stops at once", flush=True)
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in ENDS if main and hasattr(signal, name)]
+    # None is a handler that is not Python's, and could not be restored.
+    before = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) not in (signal.SIG_IGN, None)}
     try:
         yield signals
     finally:
