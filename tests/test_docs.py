@@ -90,7 +90,7 @@ def test_every_flag_that_is_named_exists():
         *(path.read_text() for path in (ROOT / "report.py", *ROOT.glob("benchmarks/*.py"))),
     ):
         known |= set(re.findall(r'(?:Flag\("|"--)(\w+)"', text))
-    known |= {"logdir", "samples_per_plugin", "nproc-per-node", "array", "check"}  # of other programs
+    known |= {"logdir", "samples_per_plugin", "nproc-per-node", "array", "signal", "check"}  # of other programs
     for path, text in TEXTS.items():
         assert set(re.findall(r"(?<![-\w])--([a-z][\w-]*)", text)) <= known, path
 
