@@ -95,6 +95,7 @@ def test_the_fsvae_on_files_of_svhn(script, tmp_path, monkeypatch, split, name):
 
 def test_split_where_the_glyphs_stand_in(script, tmp_path, monkeypatch, colour_digits):
     """The docstring's --split train without network: glyphs, with a warning, and a name without the split."""
+    monkeypatch.delenv("DATA_DIR", raising=False)
     save_svhn(tmp_path / "elsewhere", monkeypatch)
     glyphs = data.load(colour_digits)._replace(name="glyphs")
     monkeypatch.setattr(data, "draw_glyphs", lambda shape: glyphs)
