@@ -73,7 +73,7 @@ def test_flags_of_the_fsvae_reach_its_model_its_checkpoints_and_its_name(fsvae, 
     assert fsvae("--z", 2, "--iw", 5, "--iter_max", 5, "--iter_save", 1, "--batch_size", 20)[0] == 0
     folder, _ = folders()
     assert re.fullmatch(r"model=fsvae_z=2_data=digits-\w+_iw=05_batch=20_run=0000", folder.name)
-    assert {path.name for path in folder.glob("model-*")} == {"model-00003.pt", "model-00004.pt", "model-00005.pt"}
+    assert {path.name for path in folder.glob("model-*")} == {f"model-0000{step}.pt" for step in range(1, 6)}
     assert weights(folder, 5)["dec.net.0.weight"].shape == (500, 12)
     torch.manual_seed(0)
     model = FSVAE(z_dim=2, iw=5)

@@ -32,7 +32,8 @@ def assert_as_stored(results, configuration, *names):
 def test_the_homeworks_numbers_on_mnist(mnist_dir, tmp_path, name, configuration):
     results = results_of(tmp_path, name, "--data_dir", mnist_dir, "--train", 2)
     subset = {name: results["subset"][name]["mean"] for name in results["subset"] if name != "latent_units"}
-    assert_as_stored(results, configuration, "test nelbo", "subset nelbo", "subset kl", "subset iwae_1000")
+    assert_as_stored(results, configuration, "test nelbo", "subset nelbo", "subset kl")
+    assert_as_stored(results, f"{configuration}_precision=medium", "subset iwae_1000")  # today's bfloat16
     assert abs(subset["iwae_1"] - subset["nelbo"]) < 0.3
     assert subset["iwae_1"] > subset["iwae_10"] > subset["iwae_100"] > subset["iwae_1000"]
     assert results["test"]["latent_units"]["active"] == 10

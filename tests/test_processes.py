@@ -257,7 +257,7 @@ def test_one_run_of_two_processes(tmp_path, flags):
     assert same(state_and_results(whole, run), state_and_results(parts, run))
     found = EventAccumulator(str(parts / "logs" / run), size_guidance={"images": 0}).Reload()
     assert [event.step for event in found.Scalars("eval/nelbo_test")][-1] == 50
-    assert [event.step for event in found.Images("samples")] == [0, 20, 30, 40, 50]
+    assert [event.step for event in found.Images("gen/samples")] == [0, 20, 30, 40, 50]
     # A run that is there already, and a batch that cannot be shared, are sentences.
     before = contents(parts / "checkpoints")
     assert "already holds a run. --resume 1 resumes" in by(2, parts, *flags, "--iter_max", 50, codes=2)
