@@ -260,7 +260,7 @@ def test_one_run_of_two_processes(tmp_path, flags):
     assert [event.step for event in found.Images("gen/samples")] == [0, 20, 30, 40, 50]
     # A run that is there already, and a batch that cannot be shared, are sentences.
     before = contents(parts / "checkpoints")
-    assert "already holds a run. --resume 1 resumes" in by(2, parts, *flags, "--iter_max", 50, codes=2)
+    assert "already holds a run at step 50. --resume 1 resumes" in by(2, parts, *flags, "--iter_max", 50, codes=2)
     assert printed(parts, "output-1.txt").count("\n") == 1
     assert "3 processes cannot share" in by(3, parts, *flags, "--iter_max", 60, "--resume", 1, codes=2)
     assert contents(parts / "checkpoints") == before
