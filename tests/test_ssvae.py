@@ -107,21 +107,39 @@ def test_an_image_is_multiplied_once_for_all_labels():
     assert counter.get_total_flops() == 2 * (classifier + encoder + decoder)
 
 
-@pytest.mark.parametrize(("gw", "cw"), [(1, 100), (0.5, 3)])
-def test_the_loss(gw, cw):
-    """gw (-ELBO) of all images + cw cross-entropy of the labelled ones."""
-    model = SSVAE(gen_weight=gw, class_weight=cw)
+def test_the_labelled_bound_by_its_definition():
+    """-ELBO(x, y) = -E[log p(y) + log p(z) + log p(x|y, z) - log q(z|x, y)], the KL in closed form, in float64."""
+    model = SSVAE(z_dim=5).double()
+    x, y = binary(4, torch.float64), [7, 0, 7, 2]
+    torch.manual_seed(1)
+    nelbo, kl_z, rec = model.labelled_negative_elbo_bound(x, labels(*y).double())
+    torch.manual_seed(1)
+    eps = torch.randn(4, 5, dtype=torch.float64)
+    each = [given(model, x[i : i + 1], y[i], eps[i : i + 1]) for i in range(4)]
+    kl, log_x = (torch.cat([row[i] for row in each]) for i in (0, 1))
+    torch.testing.assert_close((kl_z, rec), (kl.mean(), -log_x.mean()))
+    torch.testing.assert_close(nelbo, (kl - log_x).mean() - math.log(1 / 10))
+
+
+@pytest.mark.parametrize(("gw", "cw", "lw"), [(1, 100, 0), (0.5, 3, 0), (1, 0, 0.25), (0.5, 3, 2), (0, 3, 2)])
+def test_the_loss(gw, cw, lw):
+    """gw (-ELBO(x)) + lw (-ELBO(x, y)) of the labelled images + cw their cross-entropy: objectives (a), (b), (c)."""
+    model = SSVAE(gen_weight=gw, class_weight=cw, labelled_weight=lw)
     x, x_labelled, y = binary(8), binary(5), labels(3, 1, 4, 1, 5)
     torch.manual_seed(1)
     loss, summaries = model.loss(x, x_labelled, y)
     torch.manual_seed(1)
-    nelbo, kl_z, kl_y, rec = model.negative_elbo_bound(x)
+    nelbo, kl_z, kl_y, rec = model.negative_elbo_bound(x) if gw else (0, 0, 0, 0)
+    nelbo_xy, kl_xy, rec_xy = model.labelled_negative_elbo_bound(x_labelled, y) if lw else (0, 0, 0)
     log_q = model.log_q_y(x_labelled)
     ce = F.cross_entropy(model.cls(x_labelled), y.argmax(-1))
-    torch.testing.assert_close(loss, gw * nelbo + cw * ce)
+    torch.testing.assert_close(loss, gw * nelbo + lw * nelbo_xy + cw * ce)
     hits = sum(int(row.argmax()) == c for row, c in zip(log_q, (3, 1, 4, 1, 5), strict=True))
     expected = {"class/ce": ce, "class/acc": torch.tensor(hits / 5)}
-    expected |= {"gen/elbo": -nelbo, "gen/kl_z": kl_z, "gen/kl_y": kl_y, "gen/rec": rec}
+    if gw:
+        expected |= {"gen/elbo": -nelbo, "gen/kl_z": kl_z, "gen/kl_y": kl_y, "gen/rec": rec}
+    if lw:
+        expected |= {"labelled/elbo": -nelbo_xy, "labelled/kl_z": kl_xy, "labelled/rec": rec_xy}
     torch.testing.assert_close(summaries, expected)
 
 

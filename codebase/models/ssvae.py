@@ -25,13 +25,15 @@ from codebase.utils import kl_cat, log_mean_exp, sample_gaussian
 class SSVAE(VAE):
     """SSVAE of binary images with labels from 0 to C - 1.
 
-    gen_weight, class_weight: see loss; gen_weight = 0 is the supervised baseline. classes: C. cls: the classifier, a
-    module (N, X) -> (N, C), by default the homework's MLP. The other arguments are as in VAE.
+    gen_weight, class_weight, labelled_weight: see loss; gen_weight = 0 is the supervised baseline. classes: C. cls: the
+    classifier, a module (N, X) -> (N, C), by default the homework's MLP. The other arguments are as in VAE.
     """
 
-    def __init__(self, gen_weight=1, class_weight=100, z_dim=64, *, classes=10, n_hidden=300, cls=None, **networks):
-        super().__init__(z_dim, y_dim=classes, n_hidden=n_hidden, **networks)
-        self.gen_weight, self.class_weight = gen_weight, class_weight
+    def __init__(
+        self, gen_weight=1, class_weight=100, z_dim=64, *, labelled_weight=0, classes=10, n_hidden=300, cls=None, **vae
+    ):
+        super().__init__(z_dim, y_dim=classes, n_hidden=n_hidden, **vae)
+        self.gen_weight, self.class_weight, self.labelled_weight = gen_weight, class_weight, labelled_weight
         self.classes = self.labels_per_image = classes
         self.cls = MLP(self.x_dim, n_hidden, classes, activation=nn.ReLU) if cls is None else cls
         self.register_buffer("every_y", torch.eye(classes).unsqueeze(1), persistent=False)  # (C, 1, C), a constant
@@ -61,6 +63,14 @@ class SSVAE(VAE):
         terms = self.elbo_terms(x)
         return terms["nelbo"].mean(), terms["kl_z"].mean(), terms["kl_y"].mean(), terms["rec"].mean()
 
+    def labelled_negative_elbo_bound(self, x, y):
+        """-ELBO(x, y) = log C + kl_z + rec of labelled images, averaged over the batch, in nats; one z ~ q(z|x, y).
+
+        x: (B, X); y: (B, C). Returns scalars (nelbo, kl_z, rec): kl_z = D_KL(q(z|x, y) || p(z)), rec = -log p(x|y, z).
+        """
+        terms = super().elbo_terms(x, y)
+        return math.log(self.classes) + terms["nelbo"].mean(), terms["kl"].mean(), terms["rec"].mean()
+
     def log_weights(self, x, iw):
         """log w_i, w_i = sum_y p(y) p(x, z_i^(y)|y) / q(z_i^(y)|x, y), z_i^(y) ~ q(z|x, y), in nats; E[w_i] = p(x).
 
@@ -73,10 +83,13 @@ class SSVAE(VAE):
         return log_mean_exp(log_w, dim=1), (q * kl).sum(1), (q * rec).sum(1)
 
     def loss(self, x, x_labelled, y_labelled):
-        """gen_weight (-ELBO(x)) + class_weight (-log q(y|x) on the labelled images), each averaged over its images.
+        """The sum of three terms, each averaged over its images, of those whose weights are not 0.
+
+            gen_weight      (-ELBO(x))      of the images without labels (or of all)
+            labelled_weight (-ELBO(x, y))   of the labelled images
+            class_weight    (-log q(y|x))   of the labelled images
 
         x: (B, X); x_labelled: (B', X); y_labelled: (B', C). Returns (scalar in nats, {tag: scalar} for the curves).
-        With gen_weight = 0 the ELBO is not computed.
         """
         log_q = self.log_q_y(x_labelled)  # (B', C)
         ce = -(y_labelled * log_q).sum(-1).mean()
@@ -85,7 +98,11 @@ class SSVAE(VAE):
         if self.gen_weight:
             nelbo, kl_z, kl_y, rec = self.negative_elbo_bound(x)
             loss = loss + self.gen_weight * nelbo
-            terms = terms | {"gen/elbo": -nelbo, "gen/kl_z": kl_z, "gen/kl_y": kl_y, "gen/rec": rec}
+            terms |= {"gen/elbo": -nelbo, "gen/kl_z": kl_z, "gen/kl_y": kl_y, "gen/rec": rec}
+        if self.labelled_weight:
+            nelbo, kl_z, rec = self.labelled_negative_elbo_bound(x_labelled, y_labelled)
+            loss = loss + self.labelled_weight * nelbo
+            terms |= {"labelled/elbo": -nelbo, "labelled/kl_z": kl_z, "labelled/rec": rec}
         return loss, terms
 
     def sample_x(self, n):
