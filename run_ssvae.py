@@ -5,7 +5,7 @@ Commands:
     python run_ssvae.py --gw 0               the supervised baseline: only the classifier, on the labelled images
     python run_ssvae.py --train 0            load the newest checkpoint, report the negative IWAE bounds too
     python run_ssvae.py --labels 1000        use 1,000 labelled images, chosen by the seed
-    python run_ssvae.py --lw 0.00167 --cw 10 the objective of Kingma et al. (2014), alpha = 0.1 N (docs/writeup.md, 4.3)
+    python run_ssvae.py --lw 0.00167 --cw 10    the objective of Kingma et al. (2014), docs/writeup.md
     tensorboard --logdir logs                the curves and pictures
 """
 

@@ -135,6 +135,14 @@ def iwae(model, split, ms=(1, 10, 100, 1000), noise=False):
     return {m: over_images(values) for m, values in of_images.items()}, ess
 
 
+def iwae_gap(ess, m):
+    """About log p(x) - L_m in nats, as an Estimate: half the relative variance of (1/m) sum_i w_i.  (writeup.md, 3.3)
+
+    ess: what `iwae` returns with the largest m > 1. Too small where few samples are effective: it is never above 1/2.
+    """
+    return over_images((1 / ess.values - 1) / (2 * (m - 1)))
+
+
 def dequantised(x):
     """8-bit values k / 255 with noise: x + u, u uniform on the interval of length 1 / 255 around 0."""
     return x + (torch.rand_like(x) - 0.5) / 255

@@ -103,6 +103,20 @@ def test_bounds_and_effective_sample_size_from_their_definitions(monkeypatch):
     torch.testing.assert_close(ess.values, expected.double(), rtol=1e-6, atol=0)  # image by image
 
 
+def test_the_estimated_gap_of_the_iwae_bound_where_it_is_known():
+    """Of a linear-Gaussian model, beside half of w's relative variance / m, in closed form, and beside the true gap."""
+    model, m = LinearGaussian(widen=1.5), 200
+    x = model.draw(1500)
+    bounds, ess = evaluate.iwae(model, (x,), (m,))
+    gap = evaluate.iwae_gap(ess, m)
+    # w / p(x) = N(z; mu, v) / N(z; mu, 1.5 v): the mean of its square is 1.5 / (2 * 1.5 - 1)^(1/2) in each dimension.
+    assert gap.mean == pytest.approx(((1.5 / 2**0.5) ** 3 - 1) / (2 * m), rel=0.02)
+    log_w = -bounds[m].values - model.log_p(x)  # log W, W = (1/m) sum_i w_i / p(x), E[W] = 1
+    true = log_w.exp() - 1 - log_w  # its mean is that of -log W, with less noise
+    assert abs(true.mean().item() - gap.mean) < 4 * true.std().item() / 1500**0.5 < 0.2 * gap.mean
+    assert gap.n == 1500
+
+
 def test_images_of_bytes_are_scaled():
     """The same numbers from uint8 images as from those in [0, 1]; labels as they are."""
     model = FSVAE()

@@ -80,13 +80,15 @@ def test_train_then_evaluate(vae, folders):
     assert sorted(bounds[:3], reverse=True) == bounds[:3]
     ess = r"^Relative effective sample size of 30 importance weights, %: \d+\.\d\d ± \d+\.\d\d$"
     assert len(re.findall(ess, out, re.M)) == 2
+    gap = r"^Estimated gap of IWAE-30 to -log p\(x\): (0\.\d\d\d) ± \d\.\d\d\d; more for \d+ images with fewer than 10"
+    assert len(re.findall(gap, out, re.M)) == 2
     assert re.search(r"^Active latent units: \d of 2$", out, re.M)
     assert contents(checkpoints) == before
     after = json.loads((logs / "results.json").read_text())
     for split, numbers in results.items():
         found = after["results"][split]
         assert found.items() >= numbers.items()  # the same numbers again
-        assert found.keys() == numbers.keys() | {"iwae_1", "iwae_7", "iwae_30", "ess"}
+        assert found.keys() == numbers.keys() | {"iwae_1", "iwae_7", "iwae_30", "iwae_gap", "ess"}
         assert found["ess"]["samples"] == 30
         assert 1 / 30 <= found["ess"]["mean"] <= 1
     assert after["trained"] == record["trained"]

@@ -159,6 +159,11 @@ def report(run, model, splits, bits=False):
                 print(f"Negative {printed_name(f'iwae_{m}')}: {value}{more}")
             percent = evaluate.Estimate(100 * ess.mean, 100 * ess.se, ess.n)
             print(f"Relative effective sample size of {max(ms)} importance weights, %: {percent}", flush=True)
+            if max(ms) > 1:
+                gap, few = evaluate.iwae_gap(ess, max(ms)), int((max(ms) * ess.values < 10).sum())
+                but = f"; more for {few:,} images with fewer than 10 effective samples" if few else ""
+                print(f"Estimated gap of {printed_name(f'iwae_{max(ms)}')} to -log p(x): {gap:.3f}{but}", flush=True)
+                keep({"iwae_gap": gap})
             keep({f"iwae_{m}": value for m, value in bounds.items()})
             keep({f"iwae_{m}": value for m, value in coded.items()}, "_bits")
             add_results(run, name, ess=ess.record() | {"samples": max(ms)})
