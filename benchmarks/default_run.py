@@ -18,57 +18,28 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from codebase.runs import tables  # noqa: E402
-
-# Runs a script, and prints the seconds that these functions have taken in all.
-TIMED = """
-import runpy, sys, time
-from codebase.runs import checkpoints, course
-
-def timed(module, name):
-    function, seconds[name] = getattr(module, name), 0.0
-    def timed_function(*args, **how):
-        began = time.perf_counter()
-        result = function(*args, **how)
-        seconds[name] += time.perf_counter() - began
-        return result
-    setattr(module, name, timed_function)
-
-seconds = {}
-timed(course, "nelbos"), timed(course, "looked_at"), timed(checkpoints, "save"), timed(course, "show")
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-print("seconds", *seconds.values())
-"""
 
 
 def seconds_of(command, folder, cache):
-    """{part of the run: seconds}."""
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
-    began = time.time()
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    printed = [(time.time() - began, line) for line in process.stdout]
-    if process.wait():
-        raise SystemExit(f"{' '.join(command[3:])} failed; is --data_dir right?")
-    ended = time.time() - began
-    at = {
-        words: next(seconds for seconds, line in printed if line.startswith(words)) for words in ("device", "trained")
-    }
-    update = [seconds for seconds, line in printed if line.startswith("update")] or [at["device"]]  # begun, ready
-    curves, pictures, files, shown = map(float, printed[-1][1].split()[1:])
+    """{part of the run: seconds}, from the times at which the script prints its lines."""
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    began, times = time.perf_counter(), {}
+    with subprocess.Popen(command, cwd=folder, env=environment, **streams) as process:
+        for line in process.stdout:
+            word = line.split(" ")[0]
+            times.setdefault(word, []).append(time.perf_counter() - began)
+    ended = time.perf_counter() - began
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command[2:])} failed; is --data_dir right?")
+    (device,), (trained,) = times["device"], times["trained"]
+    updates = times.get("update", [device])  # compiling, compiled
     return {
-        "start: Python, imports, data": at["device"],
-        "model, first look and bounds": update[0] - at["device"],
-        "compiler; two steps of each kind, compared": update[-1] - update[0],
-        "training": at["trained"] - update[-1],
-        "in all: held-out curves": curves,
-        "in all: pictures": pictures + shown,
-        "in all: checkpoints": files,
-        "report: bounds of the test images": ended - at["trained"],
+        "start: Python, imports, data": device,
+        "model, first look and bounds": updates[0] - device,
+        "compiler; two steps of each kind, compared": updates[-1] - updates[0],
+        "training, with curves, pictures and checkpoints": trained - updates[-1],
+        "report: bounds of the test images": ended - trained,
         "all": ended,
     }
 
@@ -79,26 +50,17 @@ def main():
     parser.add_argument("--script", default="run_vae.py")
     parser.add_argument("--warm", type=int, default=3)
     flags = parser.parse_args()
-    command = [
-        sys.executable,
-        "-u",
-        "-c",
-        TIMED,
-        str(ROOT / flags.script),
-        "--data_dir",
-        str(Path(flags.data_dir).absolute()),
-    ]
+    command = [sys.executable, "-u", str(ROOT / flags.script), "--data_dir", str(Path(flags.data_dir).absolute())]
     with tempfile.TemporaryDirectory() as folder:
         runs = []
         for i in range(1 + flags.warm):
             Path(folder, str(i)).mkdir()
             runs.append(seconds_of(command, Path(folder, str(i)), Path(folder, "cache")))
     print(f"{flags.script}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    cells = [["seconds", "empty cache", f"full cache, median of {flags.warm}", "from to"]]
+    print(f"| seconds | empty cache | full cache, median of {flags.warm} | from to |\n|---|---|---|---|")
     for part, cold in runs[0].items():
         warm = [run[part] for run in runs[1:]]
-        cells.append([part, f"{cold:.1f}", f"{statistics.median(warm):.1f}", f"{min(warm):.1f} to {max(warm):.1f}"])
-    print(tables.markdown(cells))
+        print(f"| {part} | {cold:.1f} | {statistics.median(warm):.1f} | {min(warm):.1f} to {max(warm):.1f} |")
 
 
 if __name__ == "__main__":

@@ -14,22 +14,33 @@ import sys
 import time
 
 import torch
-from step_time import MODELS, products
+from step_time import DEVICE, MODELS
 from torch.utils.flop_counter import FlopCounterMode
 
 from codebase import data, evaluate
+from codebase.precision import float32_products
 
 SAMPLES = 1000
 
 
-def peak_memory(device):
+def rate_of_products(size):
+    """Floating-point operations per second of products of large float32 matrices, in half a second."""
+    a, b = torch.randn(2, size, size, device=DEVICE)
+    done, began = 0, time.perf_counter()
+    with float32_products(DEVICE):
+        while time.perf_counter() - began < 0.5:
+            (a @ b)[0, 0].item()
+            done += 2 * size**3
+    return done / (time.perf_counter() - began)
+
+
+def peak_memory():
     """The peak memory so far, in bytes."""
-    if device.type == "cuda":
+    if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated()
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main():
@@ -38,37 +49,27 @@ def main():
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     flags = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"IWAE-{SAMPLES}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"IWAE-{SAMPLES}, {DEVICE}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print("model     images·samples/s  share  of GFLOP/s  10,000 images, s  memory, GB")
     for name in flags.model:
         splits = data.labelled_splits if name == "fsvae" else data.binary_splits
-        images = data.load("glyphs", usual="svhn" if name == "fsvae" else "mnist")
-        split = tuple(t[: flags.images] for t in splits(images, device)["test"])
+        images = data.load("glyphs", usual="svhn" if name == "fsvae" else "mnist").to(DEVICE)
+        split = tuple(t[: flags.images] for t in splits(images)["test"])
         torch.manual_seed(0)
-        model = MODELS[name]().to(device)
+        model = MODELS[name]().to(DEVICE)
         few = tuple(t[:20] for t in split)
-        evaluate.iwae(model, few, (100,))
         with FlopCounterMode(display=False) as counter:
             evaluate.iwae(model, few, (100,))
         flops = counter.get_total_flops() / 2000  # per image and sample
-        multiply = products(device)
-        seconds, peaks = [], []
-        for round_ in range(-1, flags.rounds):  # the first is not counted
+        rates, peaks = [], []
+        for _ in range(1 + flags.rounds):
             began = time.perf_counter()
             evaluate.iwae(model, split, (SAMPLES,))
-            if round_ >= 0:
-                seconds.append(time.perf_counter() - began)
-            done, began = 0, time.perf_counter()
-            while time.perf_counter() - began < 0.5:
-                done += next(multiply)
-            if round_ >= 0:
-                peaks.append(done / (time.perf_counter() - began))
-        rate = flags.images * SAMPLES / statistics.median(seconds)
-        share = statistics.median(
-            flags.images * SAMPLES * flops / s / peak for s, peak in zip(seconds, peaks, strict=True)
-        )
-        peak, memory = statistics.median(peaks) / 1e9, peak_memory(device) / 1e9
+            rates.append(flags.images * SAMPLES / (time.perf_counter() - began))
+            peaks.append(rate_of_products(1024 if DEVICE.type == "cpu" else 8192))
+        share = statistics.median(flops * a / b for a, b in zip(rates[1:], peaks[1:], strict=True))  # not the first
+        rate, peak = statistics.median(rates[1:]), statistics.median(peaks[1:]) / 1e9
+        memory = peak_memory() / 1e9
         print(f"{name:8} {rate:17,.0f} {share:6.0%} {peak:11.0f} {1e7 / rate:17.0f} {memory:11.2f}", flush=True)
 
 

@@ -6,9 +6,9 @@
 
 docs/numbers.txt lists the numbers. Each line is a piece of a page, with an {expression} in the place of a value. The
 expressions are Python calls of the functions below. Their arguments are names of configurations and numbers in
-docs/results.json, such as "vae_z=10" and "test nelbo". A name stands for the configuration with the most steps. With a
-step, as in "vae_z=10 step=5000", it stands for that one. For a new number, write its line and start this script: it
-prints the piece with its value.
+docs/results.json, such as "vae_z=10" and "test nelbo". A name stands for the configuration with the most steps, or with
+a step, as in "vae_z=10 step=5000", for that one. For a new number, write its line and start this script: it prints the
+piece with its value.
 """
 
 import argparse
@@ -59,7 +59,6 @@ STAFF = {
     BASELINE: {"test accuracy_percent": (73.5, None)},
     SSVAE: {"test accuracy_percent": (93.52, 1.09)},
 }
-STAFF |= {VAE_MEDIUM: STAFF[VAE], GMVAE_MEDIUM: STAFF[GMVAE]}
 
 
 def by_name(configurations):
@@ -146,11 +145,6 @@ def made(configuration):
     return f"{', '.join(about['day'])}; {'; '.join(about['device'])}; torch {', '.join(about['torch'])}{commits}"
 
 
-def table(*configurations):
-    """A table of the means ± standard errors of these configurations."""
-    return f"{tables.table([RUNS[configuration] for configuration in configurations])}"
-
-
 def best_first(pattern, number, step):
     """A table of the configurations of so many steps whose names match a shell pattern, best first by a number."""
     names = fnmatch.filter((key for key in RUNS if key.endswith(f" step={step}")), f"{pattern} step=*")
@@ -158,50 +152,25 @@ def best_first(pattern, number, step):
     return "\n".join("|".join(row.split("|")[:4]) + "|" for row in rows)  # configuration, runs, this number
 
 
-def paired(a, b):
-    """The runs of a and b with the same seeds: means ± standard errors of both, and of b minus a, run by run."""
-    seeds = sorted(set(RUNS[a]["seeds"]) & set(RUNS[b]["seeds"]))
-    cells = [[f"{len(seeds)} seeds", a, b, "difference"]]
-    for name in RUNS[b]["results"]:
-        if name in RUNS[a]["results"]:
-            values = [dict(zip(RUNS[c]["seeds"], number(c, name)["values"], strict=True)) for c in (a, b)]
-            means = [tables.mean_and_error(tables.estimate([by_seed[seed] for seed in seeds])) for by_seed in values]
-            cells.append([tables.printed_name(name), *means, minus(b, name, a, name)])
-    return f"{tables.markdown(cells)}"
+def against_staff(*configurations):
+    """Our numbers, each of the first configuration that has it, beside the course staff's of the first configuration.
 
-
-def joined(label, *names):
-    """A name, the label, for the runs of several configurations together: parts of a series, which have other seeds."""
-    parts = [RUNS[name] for name in names]
-    common = [name for name in parts[0]["results"] if all(name in part["results"] for part in parts)]
-    results = {name: {"values": [v for part in parts for v in part["results"][name]["values"]]} for name in common}
-    RUNS[label] = {
-        "configuration": label,
-        "seeds": [seed for part in parts for seed in part["seeds"]],
-        "results": results,
-    }
-    return label
-
-
-def against_staff(configuration):
-    """Our numbers beside the course staff's: the difference, also in units of its standard error.
-
-    If the staff gave no standard deviation of single runs, ours is used.
+    The difference, also in units of its standard error. If the staff gave no standard deviation of single runs, ours is
+    used.
     """
-    head = ["", f"ours, {count(configuration)} runs", "sd of a run", "course staff", "difference", "in standard errors"]
-    cells = [head]
-    for name, result in RUNS[configuration]["results"].items():
-        ours = [name, mean(configuration, name), f"{deviation(configuration, name):.2f}"]
-        theirs, sd = STAFF[configuration].get(name, (None, None))
-        if theirs is not None:
-            error = math.hypot(result["se"], (sd or deviation(configuration, name)) / math.sqrt(STAFF_RUNS))
+    rows = [["", "ours", "sd of a run", "course staff", "difference", "in standard errors"]]
+    having = {name: each for each in reversed(configurations) for name in RUNS[each]["results"]}
+    for name, configuration in having.items():
+        sd_ours = deviation(configuration, name)
+        rows.append([tables.printed_name(name), mean(configuration, name), f"{sd_ours:.2f}"])
+        if name in STAFF[configurations[0]]:
+            theirs, sd = STAFF[configurations[0]][name]
+            result = number(configuration, name)
+            difference = result["mean"] - theirs
+            error = math.hypot(result["se"], (sd or sd_ours) / math.sqrt(STAFF_RUNS))
             staff = f"{theirs:.2f}" + (f" ± {sd / math.sqrt(STAFF_RUNS):.2f}" if sd else "")
-            ours += [staff, f"{result['mean'] - theirs:+.2f}", f"{(result['mean'] - theirs) / error:+.1f}"]
-        cells.append([tables.printed_name(name), *ours[1:], *[""] * (6 - len(ours))])
-    return f"{tables.markdown(cells)}"
-
-
-EXPRESSION = re.compile(r"\{(.+?)\}")
+            rows[-1] += [staff, f"{difference:+.2f}", f"{difference / error:+.1f}"]
+    return tables.markdown(rows)
 
 
 def pieces():
@@ -210,7 +179,7 @@ def pieces():
         if line.startswith("# "):
             page = ROOT / line.removeprefix("# ")
         elif line:
-            yield page, EXPRESSION.split(line)
+            yield page, re.split(r"\{(.+?)\}", line)
 
 
 def with_values(piece):
@@ -218,54 +187,50 @@ def with_values(piece):
     return [str(eval(part)) if i % 2 else part for i, part in enumerate(piece)]
 
 
-def occurrences(piece):
-    """A regular expression for a piece with values, a group for each part. A space may be a line break in the page."""
-    return re.compile("".join(f"({re.escape(part)})" for part in piece).replace(r"\ ", r"\s+"))
-
-
 def replaced(text, old, new):
-    """The text of a page with the new values of a piece in the place of the old ones."""
+    """The text with the new values of a piece in the place of the old ones, and how often the piece is in it."""
 
-    def parts(match):
-        return "".join(
-            now if now != before else there for there, before, now in zip(match.groups(), old, new, strict=True)
-        )
+    def changed(match):  # a part that stays keeps its line breaks
+        return "".join(a if b == c else c for a, b, c in zip(match.groups(), old, new, strict=True))
 
-    return occurrences(old).sub(parts, text)
+    # A group for each part. A space may be a line break in the page.
+    return re.subn("".join(f"({re.escape(part)})" for part in old).replace(r"\ ", r"\s+"), changed, text)
 
 
-def misplaced():
-    """The pieces that do not stand in their pages exactly once with the values of docs/results.json, in words."""
-    found = []
-    for page, piece in pieces():
-        valued = with_values(piece)
-        times = len(occurrences(valued).findall(page.read_text(encoding="utf-8")))
+def fill(old):
+    """Bring the numbers into the pages, in the places of the old values, [with_values(piece) of each piece].
+
+    Returns the pieces that do not stand in their pages exactly once, in words.
+    """
+    misplaced = []
+    for (page, piece), before in zip(pieces(), old, strict=True):
+        text, new = page.read_text(encoding="utf-8"), with_values(piece)
+        filled, times = replaced(text, before, new)
+        if filled != text:
+            page.write_text(filled, encoding="utf-8")
         if times != 1:
-            found.append(f"{page.relative_to(ROOT)} must have this once, and has it {times} times: {''.join(valued)}")
-    return found
+            misplaced.append(f"{page.relative_to(ROOT)} must have this once, and has it {times} times: {''.join(new)}")
+    return misplaced
 
 
 def add_runs(logs):
-    """Add the results of the finished runs under logs/ to docs/results.json, and replace in the pages what changes."""
+    """Add the results of the finished runs under logs/ to docs/results.json."""
     stored = json.loads(STORED.read_text())
     new, left_out = tables.read(Path(logs).glob("model=*_run=*"))
     print(*(f"left out: {sentence}" for sentence in left_out), sep="\n")
     stored["configurations"] = merged(stored["configurations"], new)
-    old = [with_values(piece) for _, piece in pieces()]
     RUNS.update(by_name(stored["configurations"]))
     STORED.write_text(json.dumps(stored, indent=1) + "\n")
-    for (page, piece), before in zip(pieces(), old, strict=True):
-        text = page.read_text(encoding="utf-8")
-        page.write_text(replaced(text, before, with_values(piece)), encoding="utf-8")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("logs", nargs="?", help="the folder of the runs whose results are added")
     logs = parser.parse_args().logs
+    old = [with_values(piece) for _, piece in pieces()]
     if logs:
         add_runs(logs)
-    sys.exit("\n".join(misplaced()))
+    sys.exit("\n".join(fill(old)) or None)
 
 
 if __name__ == "__main__":
