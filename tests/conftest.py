@@ -74,7 +74,7 @@ def save_digits(path, n_train=300, n_test=120, seed=0, colour=False):
 
 
 def save_svhn(folder, monkeypatch, sizes=(("train", 30), ("extra", 50), ("test", 20)), compressed=True):
-    """Files in SVHN's format: X (32, 32, 3, N) uint8, y (N, 1) uint8 from 1 to 10, and their checksums."""
+    """Files in SVHN's format, and their checksums."""
     folder.mkdir()
     splits = {}
     for i, (split, n) in enumerate(sizes):
@@ -96,16 +96,12 @@ def digits(tmp_path):
 
 @pytest.fixture
 def colour_digits(tmp_path):
-    """The same in colour."""
     return save_digits(tmp_path / "digits.npz", colour=True)
 
 
 def printed_by(program, *args, cwd=ROOT):
-    """What a Python program prints, which may measure its own peak memory, ru_maxrss.
-
-    It is started by a shell, because on Linux a process inherits the peak of the process that starts it, and pytest's
-    may be larger than the memory to be measured.
-    """
+    """What a Python program prints. A shell starts it, because on Linux a process inherits the peak memory, ru_maxrss,
+    of the process that starts it."""
     command = ["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", program, *map(str, args)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=cwd, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -154,7 +150,7 @@ def with_usual(script, digits, iter_save, name, *args):
 
 @pytest.fixture
 def few_draws(monkeypatch):
-    """The reports of run scripts average the ELBO over two draws of z instead of ten, which takes less time."""
+    """The reports of run scripts average the ELBO over two draws of z instead of ten."""
     monkeypatch.setattr(evaluate, "ELBO_SAMPLES", 2)
 
 
@@ -209,7 +205,7 @@ def curves(logs):
 
 
 def pictures_shown(logs):
-    """The pictures that TensorBoard shows, in its order: {file name: [(step, file's bytes), ...]}."""
+    """The pictures that TensorBoard shows, in its order: {name: [(step, file's bytes), ...]}."""
     events = EventAccumulator(str(logs), size_guidance={"images": 0}).Reload()
     shown = {tag: events.Images(tag) for tag in sorted(events.Tags()["images"])}
     return {tag.split("/")[-1]: [(e.step, e.encoded_image_string) for e in found] for tag, found in shown.items()}
@@ -252,8 +248,8 @@ class Trap:
 class LinearGaussian(VAE):
     """A VAE whose log p(x) is known: p(z) = N(0, I), p(x|z) = N(x; W z, s I) with orthogonal columns of W, in float64.
 
-    The true posterior is then a diagonal Gaussian, N(z; C W'x / s, diag(C)), C = 1 / (1 + diag(W'W) / s); q(z|x) is
-    that, with its mean moved by `shift` and its variance multiplied by `widen`.
+    The true posterior is then N(z; C W'x / s, diag(C)), C = 1 / (1 + diag(W'W) / s); q(z|x) is that, with its mean
+    moved by `shift` and its variance multiplied by `widen`.
     """
 
     is_density = True

@@ -29,11 +29,10 @@ FORKS.set_forkserver_preload(["killed_run", *LATER])
 
 
 def start(folder, args, die_at=None, disk=None, watch=(), rank=0, torchrun=None):
-    """Start a script, args[0], in a folder. Its output goes to folder/output.txt. Returns the process.
+    """Start a script, args[0], in a folder; output: folder/output.txt. Returns the process.
 
-    die_at: the write at which it kills itself: in the middle of a file or event, before it is flushed, before and after
-    it is renamed, before an old file is deleted. disk: the largest size of a file in bytes, as if the disk were full.
-    watch: names of Python's audit events, to be printed as 'AUDIT (event, ...)'. rank, torchrun: see start_together.
+    die_at: the write at which it kills itself; see die_at_write. disk: the largest size of a file, as if the disk were
+    full. watch: Python's audit events to be printed as 'AUDIT (event, ...)'. rank, torchrun: see start_together.
     """
     how = die_at, disk, watch, rank, torchrun
     process = FORKS.Process(target=run, args=(folder, [*map(str, args)], *how), daemon=True)
@@ -87,7 +86,8 @@ def run(folder, args, die_at, disk, watch, rank, torchrun):
 
 
 def die_at_write(n):
-    """SIGKILL at the n-th place at which a write can be interrupted."""
+    """SIGKILL at the n-th place at which a write can be interrupted: in the middle of a file or event, before it is
+    flushed, before and after it is renamed, before an old file is deleted."""
     passed = [0]
 
     def here():

@@ -220,23 +220,6 @@ def test_a_state_of_an_older_version_has_the_curves_of_one_step_or_none(begun):
         assert resume(begun[0])[0] == Progress(2, 3.0, {})
 
 
-def test_a_bit_that_flips_anywhere_is_noticed_or_harmless(begun):
-    """In a training state and in a checkpoint. PyTorch itself does not look at the checksums of its archives."""
-    for name in ("training.pt", "model-00002.pt"):
-        path = begun[0] / name
-        whole = path.read_bytes()
-        noticed = 0
-        for place in range(1, len(whole), len(whole) // 40):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
-            try:
-                content = checkpoints.read(path)
-            except InputError:
-                noticed += 1
-            else:
-                assert same(content, torch.load(io.BytesIO(whole), weights_only=True))
-        assert noticed > 35, noticed
-
-
 def test_a_tensor_that_is_marked_as_a_folder_is_noticed(begun):
     """By one bit of the archive's directory, which no checksum covers: PyTorch would not read the tensor at all."""
     path = begun[0] / "model-00002.pt"

@@ -90,7 +90,6 @@ def test_a_power_cut_leaves_a_whole_file_in_each_place(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("place", ["write", "fsync"])
 def test_a_file_is_whole_or_the_old_one(tmp_path, monkeypatch, place):
-    """A write that fails halfway leaves the old content and nothing beside it."""
     path = tmp_path / "file"
     files.write_atomically(path, lambda file: file.write(b"old"))
 

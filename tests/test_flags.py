@@ -1,9 +1,6 @@
 """The flags: every error is a sentence and code 2. Errors of the parser are tested on it, the others on a script."""
 
-import os
 import runpy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -27,39 +24,29 @@ WHOLE, ABOVE_0 = "is not a whole number, 0 or more", "is not a whole number, 1 o
     ("own_flags", "args", "complaint"),
     [
         ([], ("--iter_max", 0), f"--iter_max: '0' {ABOVE_0}"),
-        ([], ("--iter_save", "-5"), f"--iter_save: '-5' {ABOVE_0}"),
-        ([], ("--replicates", 0), f"--replicates: '0' {ABOVE_0}"),
         ([], ("--batch_size", "ten"), f"--batch_size: 'ten' {ABOVE_0}"),
         ([], ("--run", -1), f"--run: '-1' {WHOLE}"),
         ([], ("--seed", 1.5), f"--seed: '1.5' {WHOLE}"),
         ([], ("--lr", "nan"), "--lr: 'nan' is not a number above 0"),
-        ([], ("--lr", "-1"), "--lr: '-1' is not a number above 0"),
         ([], ("--lr", 0), "--lr: '0' is not a number above 0"),
         ([], ("--lr_schedule", "linear"), "--lr_schedule: 'linear' is not constant, cosine, burda, or steps"),
         ([], ("--lr_schedule", "100,0"), "--lr_schedule: '100,0' is not constant"),
         ([], ("--iw_eval", "10,0"), "--iw_eval: '10,0' is not a list of whole numbers, 1 or more"),
-        ([], ("--iw_eval", ""), "--iw_eval: '' is not a list"),
         ([], ("--train", 3), "--train: invalid choice: 3"),
         ([], ("--full", "yes"), "--full: invalid int value: 'yes'"),
-        ([], ("--full", 2), "--full: invalid choice: 2"),
         ([], ("--device", "tpu"), "--device: invalid choice: 'tpu'"),
         ([], ("--zz", 1), "unrecognized arguments: --zz 1; --help lists"),
         ([], ("--iter-max=5",), "--iter-max=5; did you mean --iter_max?"),
         ([], ("-Run", 1), "did you mean --run?"),
         ([], ("--seed", 2**64), f"--seed: '18446744073709551616' {WHOLE}"),
-        ([], ("--run", 2**64), f"--run: '18446744073709551616' {WHOLE}"),
         (OWN["run_vae.py"], ("--z", 10**20), f"--z: '100000000000000000000' {ABOVE_0}"),
         ([], ("--iter", 1), "unrecognized arguments: --iter 1"),
         ([], ("--resume", 1, "--overwrite", 1), "give one of them"),
         (OWN["run_vae.py"], ("--z", 0), f"--z: '0' {ABOVE_0}"),
         (OWN["run_vae.py"], ("--iw", 0), f"--iw: '0' {ABOVE_0}"),
-        (OWN["run_gmvae.py"], ("--k", 0), f"--k: '0' {ABOVE_0}"),
         (OWN["run_ssvae.py"], ("--iw", 5), "unrecognized arguments: --iw"),
-        (OWN["run_ssvae.py"], ("--labels", 0), f"--labels: '0' {ABOVE_0}"),
         (OWN["run_ssvae.py"], ("--gw", -1), "--gw: '-1' is not a number, 0 or more"),
         (OWN["run_ssvae.py"], ("--cw", "inf"), "--cw: 'inf' is not a number, 0 or more"),
-        (OWN["run_ssvae.py"], ("--cw", "much"), "--cw: 'much' is not a number, 0 or more"),
-        (OWN["run_fsvae.py"], ("--split", "test"), "--split: invalid choice: 'test'"),
     ],
 )
 def test_complaints_of_the_parser(capsys, own_flags, args, complaint):
@@ -69,14 +56,6 @@ def test_complaints_of_the_parser(capsys, own_flags, args, complaint):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(
-    "args",
-    ["--iw_eval 10", "--full 1", "--train 0 --resume 1", "--train 0 --overwrite 1", "--iter_max 10000000000000000"],
-)
-def test_flags_that_have_no_effect_and_large_numbers_are_no_errors(args):
-    parsed(*args.split())
-
-
 def test_what_the_flags_imply():
     assert parsed("--run", 3).seed == 3
     assert parsed("--iw_eval", "100,1,10").iw_eval == [1, 10, 100]
@@ -84,15 +63,13 @@ def test_what_the_flags_imply():
     assert (file.train, file.checkpoint) == (0, "x.pt")  # it is evaluated, not trained
     second = parsed("--run", 3, "--seed", 7, "--replicates", 2).of_run(1)
     assert (second.run, second.seed) == (4, 8)
+    assert parsed("--train", 0, "--resume", 1, "--iter_max", 10**16).step == 10**16  # no errors
 
 
-def test_data_dir_is_by_default_that_of_the_environment(tmp_path):
-    where = "from codebase.runs.flags import parse_flags; print(parse_flags('', [], []).data_dir)"
-    for value, expected in (("my data", "my data"), ("", None)):
-        environment = os.environ | {"DATA_DIR": value}
-        command = [sys.executable, "-c", where]
-        out = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-        assert out == f"{expected}\n"
+@pytest.mark.parametrize(("value", "expected"), [("my data", "my data"), ("", None)])
+def test_data_dir_is_by_default_that_of_the_environment(monkeypatch, value, expected):
+    monkeypatch.setenv("DATA_DIR", value)
+    assert parsed().data_dir == expected
 
 
 def test_a_script_has_defaults_of_its_own():
@@ -113,7 +90,6 @@ def test_a_script_has_defaults_of_its_own():
         ("run_ssvae.py", ("--gw", -1), "run_ssvae.py: error: argument --gw: '-1' is not"),
         ("run_fsvae.py", ("--split", "test"), "run_fsvae.py: error: argument --split: invalid choice: 'test'"),
         # Errors that depend on the data and the files.
-        ("run_vae.py", ("--checkpoint", ""), "there is no such file"),
         ("run_vae.py", ("--checkpoint", "x.pt"), "--checkpoint x.pt: there is no such file"),
         ("run_vae.py", ("--train", 0), "_run=0000 has no model-*.pt: train first (there is no other run of this"),
         ("run_vae.py", ("--batch_size", 301), "--batch_size 301 is more than the 300 training images"),
@@ -122,7 +98,6 @@ def test_a_script_has_defaults_of_its_own():
         ("run_vae.py", ("--hidden", 10**18), "there is not enough memory"),
         ("run_ssvae.py", ("--gw", 0, "--cw", 0), "--gw 0 --cw 0 leave nothing to train"),
         ("run_ssvae.py", ("--labels", 15), "--labels 15 is not a multiple of 10"),
-        ("run_ssvae.py", ("--labels", 310), "but class 0 has 30"),
         ("run_fsvae.py", ("--split", "train"), "--split train is for SVHN: it cannot be used with --dat"),
     ],
 )

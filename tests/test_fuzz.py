@@ -1,7 +1,6 @@
 """Damaged input to every reader: it returns the original contents, or raises the project's own error."""
 
 import contextlib
-import copy
 import gzip
 import hashlib
 import io
@@ -22,11 +21,9 @@ from codebase.errors import InputError
 from codebase.models.vae import VAE
 from codebase.runs import checkpoints, tables
 from codebase.runs.flags import SHARED_FLAGS, parse_flags
-from codebase.runs.results import read_results
 from codebase.train import Adam
 
-CASES = [100, pytest.param(2000, marks=pytest.mark.slow)]
-FEWER_CASES = [100, pytest.param(500, marks=pytest.mark.slow)]  # of the code besides the readers of files and flags
+CASES = [30, pytest.param(1000, marks=pytest.mark.slow)]
 
 PLACES = st.floats(0, 1, exclude_max=True)
 EDITS = st.lists(
@@ -97,16 +94,11 @@ def npz(folder, monkeypatch):
     return folder / "damaged.npz", files, lambda: data.load(folder / "damaged.npz")[3:]
 
 
-def idx(folder, monkeypatch, compress=bytes):
+def idx_gz(folder, monkeypatch):
     """MNIST's format, with the checksum of the whole file."""
     content = b"\0\0\x08\x03" + b"\0\0\0\x02\0\0\0\x1c\0\0\0\x1c" + bytes(np.arange(2 * 784) % 256)
     monkeypatch.setitem(data.mnist.MNIST_FILES, "images", hashlib.sha256(content).hexdigest())
-    name = "images" if compress is bytes else "images.gz"
-    return folder / name, [compress(content)], lambda: data.mnist.read_file(folder / "images")
-
-
-def idx_gz(folder, monkeypatch):
-    return idx(folder, monkeypatch, gzip.compress)
+    return folder / "images.gz", [gzip.compress(content)], lambda: data.mnist.read_file(folder / "images")
 
 
 def mat(folder, monkeypatch):
@@ -121,10 +113,9 @@ def small():
     return model, Adam(model.parameters(), 1e-3)
 
 
-def checkpoint(folder, monkeypatch, old=False):
-    """Weights, in PyTorch's format or in its old one."""
+def checkpoint(folder, monkeypatch):
     path = folder / "weights.pt"
-    torch.save(small()[0].state_dict(), path, _use_new_zipfile_serialization=not old)
+    torch.save(small()[0].state_dict(), path)
 
     def read():
         model, _ = small()
@@ -134,15 +125,9 @@ def checkpoint(folder, monkeypatch, old=False):
         except InputError:
             assert same(before, dict(model.state_dict()))
             raise
-        if old:  # it has no checksums: a number may have changed, but is finite
-            return all(value.isfinite().all() for value in model.state_dict().values())
         return dict(model.state_dict())
 
     return path, [path.read_bytes()], read
-
-
-def old_checkpoint(folder, monkeypatch):
-    return checkpoint(folder, monkeypatch, old=True)
 
 
 def training_state(folder, monkeypatch):
@@ -160,7 +145,7 @@ def training_state(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("n", CASES)
-@pytest.mark.parametrize("reader", [npz, idx, idx_gz, mat, checkpoint, old_checkpoint, training_state])
+@pytest.mark.parametrize("reader", [npz, idx_gz, mat, checkpoint, training_state])
 def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path, monkeypatch, reader, n):
     path, files, read = reader(tmp_path, monkeypatch)
 
@@ -176,46 +161,6 @@ def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path, monkeypatch, read
         assert found is None or same(found, wholes[file])
 
     for_all(n, (st.integers(0, len(files) - 1), EDITS), check)
-
-
-ARRAYS = st.one_of(
-    st.builds(
-        lambda shape, dtype, fill: np.full(shape, fill).astype(dtype),
-        st.lists(st.sampled_from([0, 1, 2, 3, 28, 32]), max_size=4).filter(lambda shape: np.prod(shape) < 1e5),
-        st.sampled_from(["u1", "i1", "i8", ">i4", "u8", "f4", "f8", "?", "c8", "S3", "U2", "M8[s]"]),
-        st.sampled_from([0, 1, 9, 10, 255]),
-    ),
-    st.sampled_from([np.zeros((2, 28, 28), np.uint8), np.zeros((2, 28, 28, 1), np.uint8), np.arange(2)]),
-)
-
-
-@pytest.mark.parametrize("n", FEWER_CASES)
-def test_npz_files_of_other_arrays(tmp_path, n):
-    """Undamaged files whose arrays have any shape and type."""
-    path = tmp_path / "other.npz"
-
-    def check(arrays):
-        with path.open("wb") as file:
-            np.savez(file, **arrays)
-        result = outcome(lambda: data.load(path))
-        if result is not None:
-            assert result.x_train.dtype == result.x_test.dtype == torch.uint8
-            assert result.x_train.shape[1] == result.x_test.shape[1] == np.prod(result.shape) > 0
-            assert result.shape[0] in (1, 3)
-            assert min(len(result.x_train), len(result.x_test)) > 0
-            if result.classes:
-                y = torch.cat([result.y_train, result.y_test])
-                assert (len(result.x_train), len(result.x_test)) == (len(result.y_train), len(result.y_test))
-                assert y.min() >= -1  # in y_train: without a label
-                assert result.y_test.min() >= 0
-                assert y.max() == result.classes - 1
-            else:
-                assert result.y_train is None
-                has_labels = "y_train" in arrays or "y_test" in arrays
-                assert ("that can be used" in result.unlabelled) == has_labels
-
-    images, labels = (dict.fromkeys(names, ARRAYS) for names in (("x_train", "x_test"), ("y_train", "y_test")))
-    for_all(n, (st.fixed_dictionaries(images, optional=labels),), check)
 
 
 VALUES = st.one_of(
@@ -269,45 +214,7 @@ TREES = st.recursive(
 )
 
 
-@pytest.mark.parametrize("n", FEWER_CASES)
-def test_sound_training_states_of_other_contents(tmp_path, monkeypatch, n):
-    """A file that PyTorch reads, in which one entry at some depth is something else."""
-    path, _, read = training_state(tmp_path, monkeypatch)
-    whole = torch.load(path, weights_only=True)
-    names = ["step", "seconds", "weights", "optimizer", "random", "flags", "curves", "state", 0, "exp_avg", "cpu", "z"]
-
-    def check(way, value):
-        state = inner = copy.deepcopy(whole)
-        for key in way[:-1]:
-            inner = inner.setdefault(key, {})
-            if not isinstance(inner, dict):
-                return
-        inner[way[-1]] = value
-        torch.save(state, path)
-        outcome(read)
-
-    for_all(n, (st.lists(st.sampled_from(names), min_size=1, max_size=3), TREES), check)
-
-
-@pytest.mark.parametrize("n", FEWER_CASES)
-def test_results_of_other_contents(tmp_path, n):
-    """A results.json that holds anything: what is kept of it is a dict of splits, which can be added to."""
-    run = SimpleNamespace(logs=tmp_path)
-    part = st.one_of(TREES, st.dictionaries(st.sampled_from(["subset", "test"]), TREES))
-    kept = []
-
-    def check(step, results):
-        record = {"step": step, "results": results, "flags": {}, "experiment": {}, "evaluated": {}}
-        (tmp_path / "results.json").write_text(json.dumps(record))
-        for split in read_results(run, 1).get("results", {}).values():
-            split["nelbo"] = 1
-            kept.append(split)
-
-    for_all(n, (st.one_of(st.just(1), TREES), part), check)
-    assert kept
-
-
-@pytest.mark.parametrize("n", FEWER_CASES)
+@pytest.mark.parametrize("n", CASES)
 def test_tables_of_other_contents(tmp_path, n):
     """A results.json with one entry replaced by any value: it is left out with a line, or makes a table
     beside that of an undamaged one."""

@@ -22,16 +22,12 @@ def test_the_same_bytes_on_every_machine(colour):
     assert not np.array_equal(x[:10], glyphs.draw(10, seed=1, colour=colour)[0])
 
 
-def test_all_digits_appear_about_equally_often():
-    counts = np.bincount(glyphs.draw(20_000, seed=0)[1], minlength=10)
-    assert len(counts) == 10
-    assert ((counts - 2000) ** 2 / 2000).sum() < 33  # chi-square, 9 degrees of freedom: once in 10,000 seeds
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("colour", [False, True])
 def test_labels_tell_the_digits_and_digits_vary(colour):
     """The nearest of 5,000 others has the same label far above chance (0.1), and no two images are alike."""
     x, y = glyphs.draw(5200, seed=0, colour=colour)
+    assert ((np.bincount(y, minlength=10) - 520) ** 2 / 520).sum() < 33  # chi-square: once in 10,000 seeds
     flat = x.reshape(len(x), -1).astype(np.float32)
     if colour:  # the sign of the contrast is no property of the digit
         flat = flat.reshape(-1, 3, 1024).mean(1)
@@ -46,31 +42,9 @@ def test_labels_tell_the_digits_and_digits_vary(colour):
 
 def test_grey_digits_have_mnists_look():
     """White on black, about as much ink as MNIST's (13 % of the brightest possible), dark at the border."""
-    x, _ = glyphs.draw(2000, seed=0)
+    x, _ = glyphs.draw(1000, seed=0)
     assert 0.09 < x.mean() / 255 < 0.16
     border = np.concatenate([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], axis=-1)
     assert border.mean() < 1
     assert (x == 0).mean() > 0.6
     assert (x.max((1, 2, 3)) == 255).mean() > 0.9
-
-
-def test_curves_pass_through_their_points():
-    points = [(0, 0), (50, 20), (100, 0)]
-    curve = glyphs.curve(points, steps=4)
-    assert np.allclose(curve[[0, 4, 8]], np.array(points) / 100)
-    circle = glyphs.curve([(0, 0), (100, 0), (100, 100), (0, 0)], steps=2)
-    assert np.allclose(circle[0], circle[-1])
-
-
-def test_distances_are_to_the_strokes():
-    """A horizontal stroke across the middle: the distance is the vertical one between its ends."""
-    table = glyphs.distance_table([[(0, 50), (100, 50)]])
-    node = np.arange(glyphs.CELLS) * 2 / (glyphs.CELLS - 1) - 0.5
-    inside = (node >= 0) & (node <= 1)
-    assert np.allclose(table[:, inside], np.abs(node - 0.5)[:, None], atol=1e-6)
-
-
-def test_spline_weights_sum_to_one_and_are_smooth():
-    weights = glyphs.spline_weights(28, 6)
-    assert np.allclose(weights.sum(1), 1)
-    assert np.allclose(weights @ np.arange(6), 1 + (np.arange(28) + 0.5) * 3 / 28)  # linear precision

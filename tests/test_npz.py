@@ -15,8 +15,8 @@ def loaded(path, **arrays):
     return data.load(path)
 
 
-@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1), (32, 32, 3), (9, 5), (64, 48, 3), (1, 1)])
-@pytest.mark.parametrize("order", ["<i8", ">i8", ">u2"])
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1), (9, 5), (64, 48, 3), (1, 1)])
+@pytest.mark.parametrize("order", ["<i8", ">u2"])
 def test_images_of_any_size_and_their_labels(tmp_path, shape, order):
     """Grey or in colour, labels in any byte order, a class that only the test images have, and up to 1,000 classes."""
     x = np.random.RandomState(0).randint(0, 256, (12, *shape)).astype(np.uint8)
@@ -28,8 +28,7 @@ def test_images_of_any_size_and_their_labels(tmp_path, shape, order):
     expected = x.reshape(*x.shape[:3], -1).transpose(0, 3, 1, 2).reshape(12, -1)
     assert mine.x_train.tolist() == expected.tolist()
     assert mine.x_test.tolist() == expected[5:7].tolist()
-    assert mine.y_train.tolist() == (Y % 3).tolist()
-    assert mine.y_test.tolist() == [0, 999]
+    assert (mine.y_train.tolist(), mine.y_test.tolist()) == ((Y % 3).tolist(), [0, 999])
     assert (mine.x_train.dtype, mine.y_test.dtype) == (torch.uint8, torch.int64)
 
 
@@ -89,10 +88,6 @@ def test_floats_from_0_to_1_are_rounded_to_bytes(tmp_path, dtype):
     assert difference.abs().max() <= 0.51 / 255
 
 
-def test_black_images_beside_grey_ones_are_images(tmp_path):
-    assert loaded(tmp_path / "d.npz", x_train=X, x_test=0 * X).x_train.numpy().ravel().tolist() == X.ravel().tolist()
-
-
 LAYOUT = r"x_train and x_test must hold at least one image each, all of one size, grey \(N, height.*; they are .*"
 VALUES = r"x_train and x_test must hold both of them whole numbers .*, or both of them values from 0 to 1; they are .*"
 LABELS = r"has no labels that can be used: y_train and y_test must hold whole numbers from 0 .*; they are "
@@ -110,20 +105,14 @@ LABELS = r"has no labels that can be used: y_train and y_test must hold whole nu
         ),
         ({"x_train": X.reshape(12, 4, 6)}, rf"{LAYOUT}uint8 \(12, 4, 6\)"),
         ({"x_train": X[..., None].repeat(3, -1)}, rf"{LAYOUT}uint8 \(12, 6, 4, 3\)"),
-        ({"x_train": X[:0], "y_train": Y[:0]}, rf"{LAYOUT}uint8 \(0, 6, 4\) and"),
         ({"x_test": X[:, 0, 0]}, rf"{LAYOUT} and uint8 \(12,\)"),
-        ({"x_train": X.ravel(), "x_test": X.ravel()}, LAYOUT),
-        ({"x_train": X[..., None, None], "x_test": X[..., None, None]}, LAYOUT),
         ({"x_train": X / 255 + 0.5}, rf"{VALUES}float64 .* from 0.5 to 1.5 and uint8 "),
         ({"x_train": X / 255, "x_test": X / 255 + 0.5}, rf"{VALUES}from 0.0 to 1.0 and float64 .* from 0.5 to 1.5"),
-        ({"x_train": X / 255}, rf"{VALUES}float64 .* from 0.0 to 1.0 and uint8 .* from 0 to 255"),
         ({"x_train": np.where(X == 37, np.nan, X / 255)}, r"both of them values.*; they hold nan \d+ times"),
         ({"x_train": X + 0.5}, rf"{VALUES}float64 .* from 0.5 to 255.5"),
         ({"x_train": X.astype(np.int8), "x_test": X.astype(np.int8)}, rf"{VALUES}int8 .* from -128 to 127"),
         ({"x_train": X.astype("U3"), "x_test": X.astype("U3")}, rf"{VALUES}<U3 \(12, 6, 4\) and"),
-        ({"x_train": X * 1j, "x_test": X * 1j}, rf"{VALUES}complex128"),
         ({"x_train": X % 2}, rf"{VALUES} from 0 to 1 and uint8 .* from 0 to 255"),  # only one of them is binary
-        ({"x_test": X % 2}, rf"{VALUES} from 0 to 255 and uint8 .* from 0 to 1"),
     ],
 )
 def test_complaints(tmp_path, change, complaint):
@@ -143,7 +132,6 @@ def test_whole_numbers_from_0_to_255_are_bytes(tmp_path, of_type):
 
 @pytest.mark.parametrize("form", [Y.astype(float), Y[:, None], np.eye(12), np.eye(12, dtype=bool)])
 def test_labels_in_other_forms(tmp_path, form):
-    """As floats, as a column, as one-hot rows."""
     assert loaded(tmp_path / "a.npz", x_train=X, y_train=form, x_test=X, y_test=Y).y_train.tolist() == Y.tolist()
 
 
@@ -168,7 +156,6 @@ def test_labels_that_cannot_be_used_stop_only_a_model_that_needs_them(tmp_path, 
 
 
 def test_a_class_without_a_training_image_is_named(tmp_path):
-    """Its number is missing, or it is held out."""
     arrays = {"x_train": X, "x_test": X, "y_test": Y % 3 + 1}
     from_1 = loaded(tmp_path / "a.npz", y_train=Y % 3 + 1, **arrays)
     in_order = loaded(tmp_path / "a.npz", y_train=np.sort(Y % 4), **arrays).hold_out(4)

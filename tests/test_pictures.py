@@ -132,7 +132,6 @@ def test_interpolations_are_straight_lines_between_two_test_images(kind):
 
 
 def test_images_of_bytes_are_drawn_as_those_in_0_1():
-    """All pictures of a model without labels, whose splits hold uint8 images."""
     x = torch.randint(0, 256, (30, 3), dtype=torch.uint8)
     found = []
     for each in (x, x / 255):
@@ -143,16 +142,12 @@ def test_images_of_bytes_are_drawn_as_those_in_0_1():
     assert all((picture.pixels == found[1][name].pixels).all() for name, picture in found[0].items())
 
 
-@pytest.mark.parametrize("n", [1, 3, 100])
-def test_pairs_without_labels_are_among_the_images(n):
-    first, last = pictures.pairs(torch.zeros(n, 3))
-    assert len(first) == len(last) == pictures.ROWS
-    assert max(first + last) < n
-    assert n < 100 or first == list(range(0, 50, 5))
-    assert n < 100 or last == list(range(50, 100, 5))
-
-
-def test_pairs_with_labels_are_of_one_class():
+def test_pairs_of_images():
+    assert pictures.pairs(torch.zeros(100, 3)) == (list(range(0, 50, 5)), list(range(50, 100, 5)))
+    for n in (1, 3):
+        first, last = pictures.pairs(torch.zeros(n, 3))
+        assert len(first) == len(last) == pictures.ROWS
+        assert max(first + last) < n
     y = torch.eye(4)[torch.tensor([2, 0, 2, 1, 0, 2])]  # none of class 3
     assert pictures.pairs(torch.zeros(6, 3), y) == ([1, 3, 0], [4, 3, 5])
 
@@ -181,7 +176,7 @@ def places(axes, points):
     return [(int(height - down), int(across)) for across, down in axes.transData.transform(points)]
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 2, 2], [3, 0, 11, 3], None])
+@pytest.mark.parametrize("labels", [[3, 0, 11, 3], None])
 def test_posterior_means_are_drawn_where_they_are_in_the_colour_of_their_class(figures, labels):
     """z_1 to the right, z_2 upwards, in the same unit; a point that is not finite is left out."""
     points = torch.tensor([[1.0, 2.0], [-1.0, 2.0], [0.5, -1.0], [torch.nan, 0.0]])
@@ -199,11 +194,10 @@ def test_posterior_means_are_drawn_where_they_are_in_the_colour_of_their_class(f
     assert np.abs(np.array(found) - 255 * np.array([to_rgb(colour) for colour in colours])).max() < 4
 
 
-@pytest.mark.parametrize("classes", [0, 1, 3, 200])
-@pytest.mark.parametrize("n", [0, 1, 1000])
+@pytest.mark.parametrize(("n", "classes"), [(0, 0), (0, 3), (1, 1), (1000, 200)])
 def test_a_plot_of_any_number_of_points_and_classes(figures, n, classes):
     points, labels = torch.randn(n, 2), torch.arange(n) % classes if classes else None
-    assert pictures.scatter(points, labels, classes).pixels.min() < 200
+    pictures.scatter(points, labels, classes)
     assert [len(legend.get_texts()) for legend in figures[0].legends] == ([min(classes, 50)] if classes else [])
 
 
@@ -238,17 +232,15 @@ def test_the_curves_are_those_of_the_history(figures):
     ("history", "points"),
     [
         ({}, {"train/loss": 0}),
-        ({"train/loss": {}, "eval/nelbo_test": {}}, {"train/loss": 0, "eval/nelbo_test": 0}),
         ({"train/loss": {3: 2.5}, "test/accuracy_percent": {0: 10.0}}, {"train/loss": 1}),
-        ({"eval/nelbo_test": {0: 540.0}}, {"train/loss": 0, "eval/nelbo_test": 1}),
+        ({"train/loss": {}, "eval/nelbo_test": {0: 540.0}}, {"train/loss": 0, "eval/nelbo_test": 1}),
         ({"train/loss": {100: 7.0, 200: 7.0, 300: np.nan, 400: np.inf}}, {"train/loss": 2}),
     ],
 )
 def test_curves_of_few_points(figures, history, points):
-    picture = pictures.curves(history)
+    pictures.curves(history)
     (axes,) = figures[0].axes
     assert {line.get_label(): len(line.get_xdata()) for line in axes.lines} == points
-    assert picture.pixels.shape == (500, 800, 3)
     for name, values in history.items():
         if points.get(name):
             low, high = axes.get_ylim()
@@ -307,13 +299,3 @@ def test_mistakes_are_the_most_confident_ones():
     assert (picture.pixels[: 2 * edge, 2 * edge :] < 255).any()  # the labels of the columns
     assert (picture.pixels[2 * edge :, : 2 * edge] < 255).any()
     assert found.tolist() == [[0, 2, 0], [0, 0, 0], [4, 0, 0]]
-
-
-@pytest.mark.parametrize(
-    "name", ["vae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gmvae", "ssvae", "fsvae"))]
-)
-def test_every_script_draws_them(on_digits, folders, fsvae, name):
-    call = fsvae if name == "fsvae" else lambda *args: on_digits(f"run_{name}.py", *args)
-    assert call("--z", 3, "--iter_max", 2)[0] == 0
-    _, logs = folders()
-    assert {"interpolations.png", "traversal.png"} <= {path.name for path in logs.iterdir()}

@@ -199,7 +199,7 @@ def test_bounds_are_the_same_bit_for_bit_however_many_processes_there_are(tmp_pa
 
 
 def torchrun(folder, n, *args):
-    """Start torchrun of a run script in a folder. Returns the process, whose output is in folder/output.txt."""
+    """Start torchrun of a run script in a folder. Returns the process; its output: folder/output.txt."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", n, ROOT / args[0], *args[1:]]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     folder.mkdir(exist_ok=True)

@@ -75,7 +75,7 @@ def newest_state(folder):
     ("name", "kills"),
     [
         ("run_vae.py", 2),
-        pytest.param("run_vae.py", 12, marks=pytest.mark.slow),
+        pytest.param("run_vae.py", 8, marks=pytest.mark.slow),
         *(pytest.param(name, 4, marks=pytest.mark.slow) for name in OTHERS),
     ],
 )

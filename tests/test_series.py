@@ -49,7 +49,6 @@ def check_series(folder, alone, n=3):
 
 
 def test_replicates_are_the_runs_that_they_would_be_alone(alone, tmp_path):
-    """Then comes their table."""
     folder, command, names = alone
     output_of(tmp_path, [*command, "--replicates", 1, "--run", 1])
     assert same(state_and_results(tmp_path, names[1]), state_and_results(folder, names[1]))
@@ -101,7 +100,6 @@ def test_a_run_is_left_to_the_process_that_has_it_and_is_taken_up_when_that_is_k
 
 
 def test_a_process_comes_back_to_a_run_that_was_locked(vae, digits, tmp_path, monkeypatch):
-    """The first run is free again when the second one begins."""
     name, look = f"model=vae_z=10_data={data.load(str(digits)).name}_batch=50_run=0000", pictures.unlabelled
     with contextlib.ExitStack() as lock:
         lock.enter_context(files.locked(tmp_path / "checkpoints" / name))
@@ -147,14 +145,14 @@ def test_a_series_is_evaluated_and_started_again(alone, tmp_path):
     check_series(tmp_path, alone)
 
 
-@pytest.mark.parametrize("overwrite", [0, 1])
-def test_a_series_that_is_stopped_says_how_it_is_resumed(vae, monkeypatch, overwrite):
+def test_a_series_that_is_stopped_says_how_it_is_resumed(vae, monkeypatch):
     """--overwrite 1 would delete what was saved, also if the same command is given again."""
     monkeypatch.setattr(course, "stopped_by", lambda signals, step: signal.SIGINT)
-    code, out, _ = vae("--replicates", 2, "--overwrite", overwrite)
-    assert code == 130
-    assert f"the same command{' without --overwrite 1' * overwrite} resumes it" in out
-    assert "replicate 2" not in out
+    for overwrite in (0, 1):
+        code, out, _ = vae("--replicates", 2, "--overwrite", overwrite)
+        assert code == 130
+        assert f"the same command{' without --overwrite 1' * overwrite} resumes it" in out
+        assert "replicate 2" not in out
 
 
 def test_the_supervised_baseline_has_replicates_though_it_has_no_bounds(on_digits):
@@ -170,7 +168,7 @@ def test_the_supervised_baseline_has_replicates_though_it_has_no_bounds(on_digit
 
 
 def check_states(folder, other, names):
-    """Are the last states of these runs the same in both folders?"""
+    """The last states of these runs are the same in both folders."""
     for name in names:
         assert same(state_and_results(folder, name)[0], state_and_results(other, name)[0])
 
@@ -205,7 +203,6 @@ def test_a_process_of_torchrun_that_is_killed_takes_nothing_of_the_others(alone,
 
 
 def test_another_script_or_package_has_another_digest(tmp_path, monkeypatch):
-    """A run records the code that made it: a change of the script or of a file of the package changes the digest."""
     script = tmp_path / "run_mine.py"
     script.write_text("a = 1\n")
     monkeypatch.setattr(sys, "argv", [str(script)])

@@ -64,7 +64,7 @@ COLOUR = pytest.mark.parametrize(
 
 @COLOUR
 def test_colour_images_of_any_size_and_number_of_classes_in_the_fsvae(run, images, tmp_path, height, width, classes):
-    _, record, logs = run("run_fsvae.py", images((height, width, 3), classes))
+    _, record, logs = run("run_fsvae.py", images((height, width, 3), classes), "--hidden", 50)
     assert record["data"]["shape"] == [3, height, width]
     assert record["data"]["classes"] == classes
     results = record["results"]
@@ -76,12 +76,14 @@ def test_colour_images_of_any_size_and_number_of_classes_in_the_fsvae(run, image
     )
     (folder,) = (path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
     weights = torch.load(folder / "model-00006.pt")
-    assert weights["enc.net.0.weight"].shape == (500, 3 * height * width + classes)
+    assert weights["enc.net.0.weight"].shape == (50, 3 * height * width + classes)
 
 
 @COLOUR
 def test_colour_images_of_any_size_and_number_of_classes_in_the_ssvae(run, images, height, width, classes):
-    _, record, logs = run("run_ssvae.py", images((height, width, 3), classes, n_train=10 * classes), "--z", 3)
+    _, record, logs = run(
+        "run_ssvae.py", images((height, width, 3), classes, n_train=10 * classes), "--z", 3, "--hidden", 50
+    )
     assert np.shape(record["results"]["test"]["confusion"]) == (classes, classes)
     assert set(record["results"]["subset"]) >= {"nelbo", "kl_z", "kl_y", "rec", "iwae_1", "iwae_3"}
     assert record["results"]["subset"]["kl_y"]["mean"] < np.log(classes)
@@ -89,10 +91,9 @@ def test_colour_images_of_any_size_and_number_of_classes_in_the_ssvae(run, image
     assert size(logs / "mistakes.png") == (EDGE + classes * (width + 1) + 1, EDGE + classes * (height + 1) + 1)
 
 
-@pytest.mark.parametrize("name", ["run_vae.py", pytest.param("run_gmvae.py", marks=pytest.mark.slow)])
-def test_32_x_32_colour_images_without_labels(run, images, name):
+def test_32_x_32_colour_images_without_labels(run, images):
     """Bernoulli on the values of each colour: binarised ones, of which the reconstructions are."""
-    out, record, logs = run(name, images((32, 32, 3), 0), "--z", 2)
+    out, record, logs = run("run_vae.py", images((32, 32, 3), 0), "--z", 3, "--hidden", 50)
     assert record["data"]["classes"] == 0
     assert record["results"]["subset"]["nelbo"]["n"] == 78
     assert record["results"]["test"]["nelbo"]["mean"] < 3072 * np.log(2) + 50
@@ -104,6 +105,7 @@ def test_32_x_32_colour_images_without_labels(run, images, name):
     assert (tile[..., 0] != tile[..., 1]).any()  # in colour
 
 
+@pytest.mark.slow
 def test_small_grey_images_of_two_classes(run, images):
     _, record, _ = run("run_fsvae.py", images((5, 4), 2))
     assert record["data"]["shape"] == [1, 5, 4]
@@ -116,7 +118,6 @@ def test_small_grey_images_of_two_classes(run, images):
     [("run_ssvae.py", 13, "samples.png", 20, 0), ("run_fsvae.py", 130, "reconstructions.png", 52, EDGE)],
 )
 def test_many_classes(run, images, name, width, picture, columns, top):
-    """Pictures of the first fifty, and all counts in results.json, where the classes are many."""
     _, record, logs = run(name, images((3, width), 60, n_train=600, n_test=60), "--z", 3)
     assert size(logs / picture) == (EDGE + columns * (width + 1) + 1, top + 50 * 4 + 1)
     if name == "run_ssvae.py":

@@ -37,7 +37,8 @@ def test_a_sweep_and_its_tables(commands, vae, script, tmp_path):
     assert len(sweep) == 4
     for name, *words in sweep:
         assert name == "run_vae.py"
-        code, _, err = vae(*("50" if word == "10000" else word for word in words), "--iter_max", 3)  # of 300 images
+        words = ["50" if word == "10000" else word for word in words]  # of 300 images
+        code, _, err = vae(*words, "--iter_max", 3, "--hidden", 20)
         assert code == 0, err
     found, names = {}, {}
     for path in tmp_path.glob("logs/*/results.json"):

@@ -34,12 +34,13 @@ def hparams(folder):
 
 
 def test_hparams_lists_runs_of_two_models_with_their_flags_and_last_points(vae, on_digits, tmp_path):
-    """Also of a run that was resumed and evaluated, and of an earlier step and of a file, which have no curves."""
-    vae("--lr_schedule", "8,16", "--iter_max", 20)
-    vae("--lr_schedule", "8,16", "--resume", 1)
-    for more in ([], ["--iter_max", 20], ["--checkpoint", next(tmp_path.glob("checkpoints/*/model-00030.pt"))]):
-        assert vae("--lr_schedule", "8,16", "--train", 0, "--iw_eval", 2, *more)[0] == 0
-    on_digits("run_ssvae.py", "--z", 3, "--iter_max", 2)
+    """Also of a run that was resumed; an earlier step and a file, which are evaluated, have no curves."""
+    usual = ("--lr_schedule", "2,4", "--hidden", 20, "--iter_save", 2)
+    assert vae(*usual, "--iter_max", 2)[0] == 0
+    assert vae(*usual, "--iter_max", 4, "--resume", 1)[0] == 0
+    for more in (["--iter_max", 2], ["--checkpoint", next(tmp_path.glob("checkpoints/*/model-00004.pt"))]):
+        assert vae(*usual, "--train", 0, "--iw_eval", 2, *more)[0] == 0
+    on_digits("run_ssvae.py", "--z", 3, "--hidden", 20, "--iter_max", 2)
     (flag_columns, number_columns), rows = hparams(tmp_path / "logs")
     folders = {path.parent.name: path.parent for path in tmp_path.glob("logs/*/*tfevents*")}
     assert rows.keys() == folders.keys()
@@ -57,7 +58,7 @@ def test_hparams_lists_runs_of_two_models_with_their_flags_and_last_points(vae, 
     "name", ["run_vae.py", *(pytest.param(f"run_{name}.py", marks=pytest.mark.slow) for name in ("ssvae", "fsvae"))]
 )
 def test_every_picture_has_a_legend(on_digits, fsvae, folders, name):
-    flags = ("--z", 2, "--iter_max", 2)
+    flags = ("--z", 2, "--hidden", 20, "--iter_max", 2)
     fsvae(*flags) if name == "run_fsvae.py" else on_digits(name, *flags)
     (path,) = folders()[1].glob("*tfevents*")
     events = [Event.FromString(raw) for raw in RawEventFileLoader(str(path)).Load()]

@@ -14,7 +14,6 @@ from PIL import Image
 from codebase import data
 from codebase.models.fsvae import FSVAE
 from codebase.models.ssvae import SSVAE
-from codebase.models.vae import VAE
 from codebase.pictures import EDGE
 
 LATENT = ("interpolations", "manifold", "posterior")  # the pictures of a z of two dimensions
@@ -39,7 +38,6 @@ def test_train_then_evaluate(vae, folders):
     checkpoints, logs = folders()
     assert re.fullmatch(r"model=vae_z=2_data=digits-[0-9a-f]{8}_batch=50_run=0000", checkpoints.name)
     lines = out.splitlines()
-    assert lines[0].startswith("device       cpu")
     assert "300 training and 120 test images" in lines[1]
     assert checkpoints.name in lines[2]
     assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}$", out, re.M)) == 2
@@ -57,8 +55,7 @@ def test_train_then_evaluate(vae, folders):
     record = json.loads((logs / "results.json").read_text())
     assert record["name"] == checkpoints.name
     assert record["step"] == record["trained"]["steps"] == 30
-    assert (record["flags"]["z"], record["flags"]["seed"], record["flags"]["lr"]) == (2, 0, 1e-3)
-    assert record["data"]["train"] == 300
+    assert (record["flags"]["z"], record["flags"]["seed"], record["data"]["train"]) == (2, 0, 300)
     assert record["trained"]["torch"] == torch.__version__
     results = record["results"]
     assert results["subset"]["nelbo"]["n"] == 100
@@ -93,11 +90,6 @@ def test_train_then_evaluate(vae, folders):
         assert 1 / 30 <= found["ess"]["mean"] <= 1
     assert after["trained"] == record["trained"]
     assert after["flags"] == record["flags"]
-
-
-def test_a_loss_of_zero_has_no_sign(vae, monkeypatch):
-    monkeypatch.setattr(VAE, "loss", lambda self, x: (-(0 * self.dec.net[4].bias.sum()).abs(), {}))
-    assert "loss=0.00" in vae("--iter_max", 1)[2]
 
 
 def test_an_earlier_step_has_its_own_numbers_and_pictures(trained, folders):
@@ -152,7 +144,7 @@ def test_a_test_set_of_one_image(vae, digits, folders):
     with np.load(digits) as file:
         arrays = dict(file)
     np.savez(digits, **arrays | {"x_test": arrays["x_test"][:1], "y_test": arrays["y_test"][:1]})
-    code, out, _ = vae("--train", 2, "--iw_eval", 2)
+    code, out, _ = vae("--iter_max", 3, "--hidden", 20, "--train", 2, "--iw_eval", 2)
     assert code == 0
     assert "nan" not in out
     assert re.search(r"^NELBO: \d+\.\d\d  KL: ", out, re.M)  # without a standard error
@@ -161,10 +153,10 @@ def test_a_test_set_of_one_image(vae, digits, folders):
 
 
 def test_the_gmvae_trains_and_evaluates(on_digits, folders):
-    gmvae = partial(on_digits, "run_gmvae.py", "--z", 3, "--k", 7, "--iw", 5)
+    gmvae = partial(on_digits, "run_gmvae.py", "--z", 3, "--k", 7, "--iw", 5, "--hidden", 40)
     assert gmvae("--iter_max", 6)[0] == 0
     checkpoints, logs = folders()
-    name = r"model=gmvae_z=3_k=7_iw=05_data=digits-[0-9a-f]{8}_batch=50_run=0000"
+    name = r"model=gmvae_z=3_k=7_iw=05_hidden=40_data=digits-[0-9a-f]{8}_batch=50_run=0000"
     assert re.fullmatch(name, checkpoints.name)
     assert weights(checkpoints, 6)["z_pre"].shape == (1, 14, 3)
     assert set(curves(logs)) == {"train/loss", "gen/elbo", "gen/kl_z", "gen/rec", *EVAL}
@@ -176,12 +168,12 @@ def test_the_gmvae_trains_and_evaluates(on_digits, folders):
 
 
 def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
-    ssvae = partial(on_digits, "run_ssvae.py", "--z", 2, "--labels", 50)
+    ssvae = partial(on_digits, "run_ssvae.py", "--z", 2, "--hidden", 40, "--labels", 50)
     assert ssvae("--iter_max", 4)[0] == 0
     code, out, _ = ssvae("--iter_max", 6, "--resume", 1)
     assert code == 0
     checkpoints, logs = folders()
-    name = r"model=ssvae_gw=001_cw=100_z=2_labels=50_data=digits-[0-9a-f]{8}_batch=50_run=0000"
+    name = r"model=ssvae_gw=001_cw=100_z=2_hidden=40_labels=50_data=digits-[0-9a-f]{8}_batch=50_run=0000"
     assert re.fullmatch(name, checkpoints.name)
     terms = rf"^NELBO: {NUMBER}  KL_y: {NUMBER}  KL_z: {NUMBER}  Rec: {NUMBER}$"
     assert len(re.findall(terms, out, re.M)) == 2
@@ -220,12 +212,9 @@ def test_the_ssvae_trains_resumes_and_evaluates(on_digits, folders):
 
 
 def test_the_labelled_images_are_chosen_by_the_seed(on_digits, digits, folders):
-    """The classifier learns from those of seed 7, and not from those of another seed."""
-    flags = ["--gw", 0, "--labels", 30, "--seed", 7, "--iter_max", 5]
+    flags = ("--gw", 0, "--labels", 30, "--seed", 7, "--iter_max", 5)
     assert on_digits("run_ssvae.py", *flags)[0] == 0
-    found = weights(folders()[0], 5)["cls.net.0.weight"]
-    images = data.load(digits)
-    away = {}
+    found, images, away = weights(folders()[0], 5)["cls.net.0.weight"], data.load(digits), {}
     for seed in (7, 0):
         chosen = data.labelled_subset(images, 30, seed)
         torch.manual_seed(7)
@@ -284,18 +273,18 @@ def test_the_fsvae_trains_and_evaluates(fsvae, folders, tmp_path):
         changed = torch.stack([model.mean_x(z, y), *(model.mean_x(z, each.expand(10, 10)) for each in y)], dim=1)
     for found, expected in ((samples, drawn), (images[:, 1:], changed)):
         assert np.abs(found - 255 * expected.unflatten(-1, (3, 32, 32)).permute(0, 1, 3, 4, 2).numpy()).max() <= 1
-    assert [step for step, _ in pictures_shown(logs)["samples"]] == [0, 2, 4, 6]
+    shown = pictures_shown(logs)
+    assert [step for step, _ in shown["samples"]] == [0, 2, 4, 6]
+    assert set(shown) == {"samples", "reconstructions", "interpolations", "traversal"}
 
     code, out, _ = fsvae("--train", 0, "--iw_eval", "1,10")
     assert code == 0
     assert len(re.findall(rf"^Negative IWAE-10?: {NUMBER} \({bits} bits per dimension\)$", out, re.M)) == 2
 
 
-@pytest.mark.parametrize("name", ["ssvae", pytest.param("fsvae", marks=pytest.mark.slow)])
-def test_validation(on_digits, fsvae, folders, name):
-    """In the report, the curves and the name, beside the test set; trained without those images."""
-    call = fsvae if name == "fsvae" else partial(on_digits, f"run_{name}.py")
-    code, out, err = call("--z", 3, "--validation", 40, "--iter_max", 2)
+@pytest.mark.parametrize("name", ["run_ssvae.py", pytest.param("run_fsvae.py", marks=pytest.mark.slow)])
+def test_validation(on_digits, folders, name):
+    code, out, err = on_digits(name, "--z", 3, "--hidden", 40, "--validation", 40, "--iter_max", 2)
     assert code == 0, err
     assert "260 training and 120 test images, 40 for validation" in out
     assert "the validation images (40 images)" in out
@@ -304,8 +293,8 @@ def test_validation(on_digits, fsvae, folders, name):
     found = json.loads((logs / "results.json").read_text())
     assert (found["data"]["train"], found["data"]["validation"]) == (260, 40)
     assert found["results"]["validation"]["nelbo"]["n"] == 40
-    if name == "ssvae":
+    assert [step for step, _ in curves(logs)["eval/nelbo_validation"]] == [0, 2]
+    if name == "run_ssvae.py":
         assert "validation accuracy, %: " in out
         assert found["results"]["validation"]["accuracy_percent"]["n"] == 40
         assert "validation/accuracy_percent" in curves(logs)
-    assert [step for step, _ in curves(logs)["eval/nelbo_validation"]] == [0, 2]
