@@ -6,18 +6,17 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
 import killed_run
 import numpy as np
 import pytest
-from conftest import ROOT, contents, same, save_digits
+from conftest import contents, same, save_digits
 from test_processes import printed, state_and_results, torchrun, wait_for
 
 from codebase import data, pictures
-from codebase.runs import checkpoints, course, environment, files
+from codebase.runs import checkpoints, course, files
 
 
 @pytest.fixture(scope="module")
@@ -202,25 +201,3 @@ def test_a_process_of_torchrun_that_is_killed_takes_nothing_of_the_others(alone,
     whole.mkdir()
     output_of(whole, series)
     check_states(killed, whole, names)
-
-
-def test_another_script_or_package_has_another_digest(tmp_path, monkeypatch):
-    """A run records the code that made it: a change of the script or of a file of the package changes the digest."""
-    script = tmp_path / "run_mine.py"
-    script.write_text("a = 1\n")
-    monkeypatch.setattr(sys, "argv", [str(script)])
-    before = environment.code_digest.__wrapped__()
-    assert before == environment.code_digest.__wrapped__()
-    script.write_text("a = 2\n")
-    after = environment.code_digest.__wrapped__()
-    assert after != before
-    package = tmp_path / "codebase"
-    shutil.copytree(ROOT / "codebase", package)
-    monkeypatch.setattr(environment, "__file__", str(package / "runs" / "environment.py"))
-    (package / "models" / ".#vae.py").symlink_to("me@host.1")  # an editor's
-    (package / ".ipynb_checkpoints").mkdir()
-    (package / ".ipynb_checkpoints" / "vae.py").write_text("a = 3")
-    assert environment.code_digest.__wrapped__() == after
-    with open(package / "utils.py", "a") as file:
-        file.write("\nLOG_2PI = 0\n")
-    assert environment.code_digest.__wrapped__() != after

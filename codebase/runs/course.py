@@ -127,17 +127,15 @@ def resume(run, model, optimizer):
     """Restore the run's last save. Returns its Progress."""
     start = checkpoints.resume(run.checkpoints, model, optimizer, run.flags.experiment(run.data))
     print(f"resuming after step {start.step:,}", flush=True)
-    results = read_results(run, start.step)
-    run.record |= results if start.step >= run.flags.iter_max else {"trained": results.get("trained", {})}
+    if start.step >= run.flags.iter_max:
+        run.record |= read_results(run, start.step)
     return start
 
 
 def finish(run, start, step, seconds, stopping):
     """Say how the training has ended, here and in results.json. A signal that has ended it has its usual effect now."""
     run.record["step"] = step
-    now, before = run.record["evaluated"], run.record.get("trained", {})
-    codes = sorted({*map(str, before.get("code", [])), *now["code"]})
-    run.record["trained"] = now | {"code": codes, "steps": step, "seconds": round(start.seconds + seconds, 2)}
+    run.record["trained"] = run.record["evaluated"] | {"steps": step, "seconds": round(start.seconds + seconds, 2)}
     write_results(run)
     if step > start.step:
         done = step - start.step

@@ -24,7 +24,7 @@ def read_results(run, step):
     """This run's results.json, if it is of this step; an empty dict if it is not, absent or damaged."""
     try:
         record = json.loads((run.logs / "results.json").read_text(encoding="utf-8"))
-        means(record["results"]), dict(record["experiment"]), list(record.get("trained", {}).get("code", []))
+        means(record["results"]), dict(record["experiment"])
         del record["evaluated"]
         return record if record.get("step") == step else {}
     except Exception:  # a damaged file can hold anything; its numbers are computed again
