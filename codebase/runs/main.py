@@ -24,14 +24,12 @@ class IgnoringWriteErrors:
         if hasattr(self.stream, "reconfigure"):  # a notebook's stream has no such method
             self.stream.reconfigure(errors="backslashreplace")  # for characters that the terminal does not have
 
-    def write(self, text, write=True):
+    def write(self, text):
         try:
-            self.stream.write(text) if write else self.stream.flush()
+            self.stream.write(text)
+            self.stream.flush()  # here, where its error is caught
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-
-    def flush(self):
-        self.write("", write=False)
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -68,16 +66,11 @@ def run_main(model, main, own_flags, description, usual_data="mnist", **defaults
             sys.excepthook = lambda *error: None  # without a traceback
             raise
         except (MemoryError, RuntimeError) as error:
-            lost = getattr(torch.distributed, "DistError", ())  # some builds of PyTorch have one process only
-            if isinstance(error, lost) or (processes.size() > 1 and "gloo" in str(error)):
-                fail(f"another process of this run has ended ({str(error).splitlines()[0]})", 1)
             # On a CPU, PyTorch raises a RuntimeError that only its text identifies.
             too_large = re.search("allocate memory|overflowed", str(error))
             if too_large or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                 fail("there is not enough memory: use smaller numbers in the flags.", 2)
             raise
-        finally:
-            out.flush(), err.flush()
 
 
 def run_series(model, main, flags, usual_data):
