@@ -16,7 +16,7 @@ from codebase.runs.results import looked_at, read_results, show, write_results
 from codebase.runs.run import runs_on_other_data
 from codebase.runs.signals import catch_signals, stopped_by
 from codebase.runs.tensorboard import EventFile
-from codebase.train import check_loss, check_weights, learning_rate, set_rate, updates, values_of
+from codebase.train import check_weights, learning_rate, set_rate, updates, values_of
 
 LOG_EVERY = 100  # steps between two points of the training's curves; each needs a synchronisation with the device
 HELD_OUT = ("test", "train", "validation")  # the splits whose negative ELBO is a curve
@@ -30,7 +30,8 @@ def train_or_load(run, model, batches, splits, look):
     batches[t]: the training batch after t steps, a tuple of tensors. splits: as data.binary_splits returns them; the
     negative ELBO of those in HELD_OUT is a curve. look(model): {name: Picture or number}, called in evaluation mode at
     step 0, at each checkpoint after it is saved, and after loading. A picture becomes <name>.png, and is shown in
-    TensorBoard. A number, a float or an Estimate, is a curve; the last one is printed, and kept in results.json.
+    TensorBoard. A number, a float or an Estimate, is a curve; the last one is printed, and kept in results.json. The
+    names are others than those of the training's curves and of the report's numbers.
     """
     model.to(run.device)
     if run.start == "loaded":
@@ -49,7 +50,7 @@ def train_run(run, model, batches, splits, look):
     held_out_every = max(1, HELD_OUT_EVERY * sum(len(x) for x, *_ in held_out.values()) // flags.batch_size)
     rate = learning_rate(flags.lr, flags.lr_schedule, flags.iter_max, len(run.data.x_train) // flags.batch_size)
 
-    start = resume(run, model, optimizer) if run.start == "resumed" else begin(model, batches, held_out)
+    start = resume(run, model, optimizer) if run.start == "resumed" else begin(model, held_out)
     run.curves = start.curves
     shown = looked_at(model, look)  # before anything is deleted or written
     prepare_folders(run)
@@ -105,14 +106,11 @@ def train_run(run, model, batches, splits, look):
     finish(run, start, step, seconds, signals[0] if signals else stopping)
 
 
-def begin(model, batches, held_out):
-    """The Progress of a new run. An error of the model comes here, instead of after hours."""
-    check_loss(model, batches)
+def begin(model, held_out):
+    """The Progress of a new run."""
     curves = {}
     with contextlib.suppress(NonFiniteError):  # the training may make them finite
         curves = {tag: {0: value} for tag, value in nelbos(model, held_out).items()}
-        for split in held_out.values():  # what only the report needs, on two images
-            evaluate.iwae(model, tuple(rows[:2] for rows in split), [2])
     return checkpoints.Progress(0, 0.0, curves)
 
 

@@ -10,14 +10,10 @@ import sys
 from PIL import Image
 
 from codebase import evaluate, pictures
-from codebase.errors import InputError, NonFiniteError
+from codebase.errors import NonFiniteError
 from codebase.pictures import Picture
 from codebase.runs.files import write_atomically
 from codebase.runs.tables import means, printed_name
-
-TAKEN = (  # names of the loop's curves and of the report's numbers
-    r"^(train|gen|class|eval)/|^curves$|(^|/)(nelbo|kl\w*|rec|iwae_\d+|ess|latent_units|confusion)$"
-)
 
 
 def read_results(run, step):
@@ -54,22 +50,16 @@ def add_results(run, split, **numbers):
 
 
 def looked_at(model, look):
-    """What look(model) returns, {name: Picture or Estimate}. InputError for other values, NonFiniteError for nan."""
+    """What look(model) returns, {name: Picture or Estimate}. NonFiniteError if a number is not finite."""
     with evaluate.evaluating(model):
-        shown = look(model)
-    if not isinstance(shown, dict):
-        raise InputError(f"`look` must return a dict, {{name: Picture or number}}; it returned {type(shown).__name__}.")
+        shown = dict(look(model))
     for name, value in shown.items():
-        if not isinstance(name, str) or re.search(TAKEN, name) or (isinstance(value, Picture) and "/" in name):
-            raise InputError(f"`look` needs another name than {name!r}, which the report or the training uses itself.")
-        if not isinstance(value, (Picture, evaluate.Estimate)):
-            try:
-                shown[name] = evaluate.Estimate(float(value), math.nan, 1)
-            except (TypeError, ValueError) as error:
-                what = f"{name} of `look` is {type(value).__name__}"
-                raise InputError(f"{what}; it must be a Picture, a number or an Estimate.") from error
-        if isinstance(shown[name], evaluate.Estimate) and not math.isfinite(shown[name].mean):
-            raise NonFiniteError(f"{name} of `look` is {shown[name].mean}.")
+        if isinstance(value, Picture):
+            continue
+        if not isinstance(value, evaluate.Estimate):
+            shown[name] = value = evaluate.Estimate(float(value), math.nan, 1)
+        if not math.isfinite(value.mean):
+            raise NonFiniteError(f"{name} of `look` is {value.mean}.")
     return shown
 
 
