@@ -3,9 +3,6 @@
 import io
 import json
 import math
-import re
-import shlex
-import sys
 
 from PIL import Image
 
@@ -41,12 +38,6 @@ def write_results(run):
     run.logs.mkdir(parents=True, exist_ok=True)
     text = json.dumps(run.record, indent=1).encode()
     write_atomically(run.logs / "results.json", lambda file: file.write(text))
-
-
-def add_results(run, split, **numbers):
-    """Add numbers to the results of a split, and write results.json."""
-    run.record["results"].setdefault(split, {}).update(numbers)
-    write_results(run)
 
 
 def looked_at(model, look):
@@ -111,47 +102,39 @@ def report(run, model, splits, bits=False):
         "test": "the whole test set",
         "validation": "the validation images",
     }
+    noise, ms = bits and model.is_density, run.flags.iw_eval
 
-    def in_bits(estimates):
-        dimensions, is_density = run.data.x_dim, model.is_density
-        return {k: evaluate.bits_per_dimension(nats, dimensions, is_density) for k, nats in estimates.items()}
-
-    def keep(estimates, ending=""):
-        add_results(run, name, **{f"{number}{ending}": value.record() for number, value in estimates.items()})
+    def in_bits(nats):
+        return evaluate.bits_per_dimension(nats, run.data.x_dim, model.is_density)
 
     if splits:
-        are_binary = all(((x == 0) | (x == 1)).all() for x, *_ in splits.values())
-        binary = ", which are binarised once with a fixed seed" if are_binary else ""
-        print(f"\nIn nats, each ± its standard error over the images{binary}.")
+        print("\nIn nats, each ± its standard error over the images.")
     for name, split in splits.items():
         if name == "train":
             continue
         print(f"\n{run.data.name}, {whose.get(name, name)} ({len(split[0]):,} images)")
         terms = evaluate.elbo(model, split)
         print("  ".join(f"{printed_name(term)}: {value}" for term, value in terms.items()), flush=True)
-        keep(terms)
+        add_results(run, name, terms)
         if bits:
-            noisy = evaluate.elbo(model, split, noise=True) if model.is_density else terms
-            coded = in_bits({"nelbo": noisy["nelbo"], "rec": noisy["rec"]})
-            print(f"Bits per dimension: NELBO: {coded['nelbo']:.4f}  Rec: {coded['rec']:.4f}", flush=True)
-            keep(coded, "_bits")
-        if len(split[0]) > 1:  # nothing varies with a single image
-            units = evaluate.latent_units(model, split)
-            print(f"Active latent units: {units['active']} of {units['units']}", flush=True)
-            add_results(run, name, latent_units=units)
+            noisy = evaluate.elbo(model, split, noise=True) if noise else terms
+            nelbo, rec = in_bits(noisy["nelbo"]), in_bits(noisy["rec"])
+            print(f"Bits per dimension: NELBO: {nelbo:.4f}  Rec: {rec:.4f}", flush=True)
+            add_results(run, name, {"nelbo_bits": nelbo, "rec_bits": rec})
+        units = evaluate.latent_units(model, split)
+        print(f"Active latent units: {units['active']} of {units['units']}", flush=True)
+        add_results(run, name, {"latent_units": units})
         if run.flags.train != 1 and (name == "subset" or run.flags.full):
-            ms = run.flags.iw_eval
             bounds, ess = evaluate.iwae(model, split, ms)
-            noisy = evaluate.iwae(model, split, ms, noise=True)[0] if bits and model.is_density else bounds
-            coded = in_bits(noisy) if bits else {}
+            noisy = evaluate.iwae(model, split, ms, noise=True)[0] if noise else bounds
             for m, value in bounds.items():
-                more = f" ({coded[m]:.4f} bits per dimension)" if bits else ""
+                coded = {f"iwae_{m}_bits": in_bits(noisy[m])} if bits else {}
+                more = "".join(f" ({each:.4f} bits per dimension)" for each in coded.values())
                 print(f"Negative {printed_name(f'iwae_{m}')}: {value}{more}")
+                add_results(run, name, {f"iwae_{m}": value} | coded)
             percent = evaluate.Estimate(100 * ess.mean, 100 * ess.se, ess.n)
             print(f"Relative effective sample size of {max(ms)} importance weights, %: {percent}", flush=True)
-            keep({f"iwae_{m}": value for m, value in bounds.items()})
-            keep({f"iwae_{m}": value for m, value in coded.items()}, "_bits")
-            add_results(run, name, ess=ess.record() | {"samples": max(ms)})
+            add_results(run, name, {"ess": ess.record() | {"samples": max(ms)}})
     if run.numbers:
         lines = (f"{printed_name(name.replace('/', ' '))}: {number}" for name, number in run.numbers.items())
         print("\n" + "\n".join(lines), flush=True)
@@ -163,20 +146,23 @@ def report_confusion(run, model):
     print(f"\nTest images by true class (row) and predicted class (column){', the first 20' * (len(counts) > 20)}")
     rows = [["", *range(len(counts))], *([c, *of_class] for c, of_class in enumerate(counts))]
     print("\n".join("".join(f"{cell:>6}" for cell in row[:21]) for row in rows[:21]), flush=True)
-    add_results(run, "test", confusion=counts)
+    add_results(run, "test", {"confusion": counts})
+
+
+def add_results(run, split, numbers):
+    """Add numbers, {name: Estimate, or what JSON has}, to the results of a split, and write results.json."""
+    records = {name: each.record() if isinstance(each, evaluate.Estimate) else each for name, each in numbers.items()}
+    run.record["results"].setdefault(split, {}).update(records)
+    write_results(run)
 
 
 def complete(run):
     """Write results.json with the numbers of the last look: the run is complete. Say where its pictures are."""
     for name, number in run.numbers.items():
         *split, name = name.split("/", 1)
-        run.record["results"].setdefault("".join(split), {})[name] = number.record()
+        add_results(run, "".join(split), {name: number})
     run.record["complete"] = True
     write_results(run)
-    names = sorted((path.name for path in run.logs.glob("*.png")), key=lambda name: (name != "samples.png", name))
-    if names:
-        print(f"\npictures     {', '.join([str(run.logs / names[0]), *names[1:]])}", flush=True)
-    if run.flags.train == run.flags.replicates == 1 and "nelbo" in run.record["results"].get("subset", {}):
-        command = re.sub(r" --(overwrite|resume)[ =]1", "", shlex.join(["python", *sys.argv]))
-        command += " --dataset glyphs" * (run.data.name == "glyphs" and run.flags.dataset == "auto")
-        print(f"next         for the IWAE bounds: {command} --train 0", flush=True)
+    print(f"\npictures     {run.logs}: {', '.join(sorted(path.name for path in run.logs.glob('*.png')))}", flush=True)
+    if run.flags.train == run.flags.replicates == 1 and "subset" in run.record["results"]:
+        print("next         for the IWAE bounds: the same command with --train 0", flush=True)
