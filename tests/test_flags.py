@@ -109,11 +109,10 @@ def test_a_script_has_defaults_of_its_own():
         ("run_ssvae.py", ("--gw", -1), "run_ssvae.py: error: argument --gw: '-1' is not"),
         ("run_fsvae.py", ("--split", "test"), "run_fsvae.py: error: argument --split: invalid choice: 'test'"),
         # Errors that depend on the data and the files.
-        ("run_vae.py", ("--checkpoint", ""), "there is no such file"),
-        ("run_vae.py", ("--checkpoint", "x.pt"), "--checkpoint x.pt: there is no such file"),
+        ("run_vae.py", ("--checkpoint", "x.pt"), "No such file or directory: 'x.pt'"),
         ("run_vae.py", ("--train", 0), "_run=0000 has no model-*.pt: train first (there is no other run of this"),
         ("run_vae.py", ("--batch_size", 301), "--batch_size 301 is more than the 300 training images"),
-        ("run_vae.py", ("--dataset", "absent.npz"), "absent.npz does not exist"),
+        ("run_vae.py", ("--dataset", "absent.npz"), "absent.npz is not a readable .npz file"),
         ("run_vae.py", ("--dataset", "cifar"), "--dataset cifar: the choices are auto, mnist, svhn, glyphs"),
         ("run_vae.py", ("--hidden", 10**18), "there is not enough memory"),
         ("run_ssvae.py", ("--gw", 0, "--cw", 0), "--gw 0 --cw 0 leave nothing to train"),

@@ -40,7 +40,7 @@ def test_train_then_evaluate(vae, folders):
     assert re.fullmatch(r"model=vae_z=2_data=digits-[0-9a-f]{8}_batch=50_run=0000", checkpoints.name)
     lines = out.splitlines()
     assert lines[0].startswith("device       cpu")
-    assert "300 training and 120 test images" in lines[1]
+    assert "300 train, 120 test, 0 validation images" in lines[1]
     assert checkpoints.name in lines[2]
     assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}$", out, re.M)) == 2
     assert "Negative IWAE" not in out
@@ -295,7 +295,7 @@ def test_validation(on_digits, fsvae, folders, name):
     call = fsvae if name == "fsvae" else partial(on_digits, f"run_{name}.py")
     code, out, err = call("--z", 3, "--validation", 40, "--iter_max", 2)
     assert code == 0, err
-    assert "260 training and 120 test images, 40 for validation" in out
+    assert "260 train, 120 test, 40 validation images" in out
     assert "the validation images (40 images)" in out
     _, logs = folders()
     assert "_validation=40_" in logs.name

@@ -13,7 +13,6 @@ from codebase.precision import training_precision
 from codebase.random_state import kept_random_state
 from codebase.runs import checkpoints, files
 from codebase.runs.results import looked_at, read_results, show, write_results
-from codebase.runs.run import runs_on_other_data
 from codebase.runs.signals import catch_signals, stopped_by
 from codebase.runs.tensorboard import EventFile
 from codebase.train import check_weights, learning_rate, set_rate, updates, values_of
@@ -191,7 +190,6 @@ def load(run, model):
         if step not in done:
             others = sorted(each.name for each in run.checkpoints.parent.glob(f"model={run.model}_*"))
             first = f"train first (there is {', '.join(others) or 'no other run of this model'})"
-            first = "; ".join(runs_on_other_data(run.model, run.flags)) or first
             there = f"there are steps {', '.join(map(str, done))}" if done else first
             raise InputError(f"{run.checkpoints} has no model-{f'{step:05d}' if step else '*'}.pt: {there}.")
         path = checkpoints.weights_path(run.checkpoints, step)
