@@ -32,7 +32,7 @@ def load(path, model=None, device="cpu"):
 def model_of(weights, path):
     """A new model, whose class and sizes are inferred from the weights. InputError if they are another model's."""
     try:
-        name, sizes = checkpoints.sizes({checkpoints.plain(key): value for key, value in weights.items()})
+        name, sizes = checkpoints.sizes(weights)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} has other networks than the homework's: give the model, too: load(path, VAE(enc=..., dec=...))."

@@ -128,12 +128,7 @@ def checkpoint(folder, monkeypatch, old=False):
 
     def read():
         model, _ = small()
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        try:
-            checkpoints.load_weights(model, path)
-        except InputError:
-            assert same(before, dict(model.state_dict()))
-            raise
+        checkpoints.load_weights(model, path)
         if old:  # it has no checksums: a number may have changed, but is finite
             return all(value.isfinite().all() for value in model.state_dict().values())
         return dict(model.state_dict())

@@ -5,10 +5,8 @@ weights_only=True: nothing in them is executed.
 """
 
 import contextlib
-import copy
 import pickle
 import re
-import warnings
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -60,15 +58,12 @@ def read(path):
     if not Path(path).is_file():
         raise InputError(f"{Path(path).absolute()} does not exist.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about unusual pickles, which are refused or harmless
-            if zipfile.is_zipfile(path):  # PyTorch's format; it does not check the checksums
-                with zipfile.ZipFile(path) as archive:
-                    damaged = archive.testzip()
-                    folders = [each.filename for each in archive.infolist() if each.external_attr & 0x10]
-                if damaged or folders:  # of what is marked as a folder, PyTorch would leave the tensor unread
-                    raise ValueError(f"{damaged or folders[0]} is damaged")
-            return torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):  # PyTorch's format; it does not check the checksums
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise ValueError(f"{damaged} is damaged")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # PyTorch's own message says how to read the file unsafely
         call = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it would call {call[1]}" if call else "it is damaged, or not a checkpoint"
@@ -106,27 +101,20 @@ def why_not(own, weights):
     return ", ".join(f"its {k} is {v}, not {ours[k]}" for k, v in theirs.items() if v != ours[k])
 
 
-def plain(key):
-    """The name of a weight without the prefixes of torch.compile and of DataParallel."""
-    return key.replace("_orig_mod.", "").removeprefix("module.")
-
-
 def fill(model, weights, path):
     """Fill the model with weights that were read from `path`. InputError also if one is not finite."""
     own = model.state_dict()
     try:
-        weights = {key if key in own else plain(key): value for key, value in weights.items()}
         weights = {key: value for key, value in weights.items() if key in own or key not in SKIPPED}
         bad = [key for key, value in weights.items() if not value.float().isfinite().all()]
         if bad:
             raise ValueError(f"{', '.join(bad)} is not finite")
-        copy.deepcopy(model).load_state_dict(weights)  # tried first: an error leaves the model as it is
+        model.load_state_dict(weights)
     except Exception as error:  # the file can hold anything
         why = ""
         with contextlib.suppress(Exception):  # they are not a model's of the homework
             why = why_not(own, weights)
         raise InputError(f"{path} does not fit this {type(model).__name__}: {why or in_one_line(error)}.") from error
-    model.load_state_dict(weights)
 
 
 def resume(folder, model, optimizer, experiment):
@@ -146,12 +134,7 @@ def resume(folder, model, optimizer, experiment):
         fill(model, state["weights"], path)
         optimizer.load_state_dict(state["optimizer"])
         set_random_state(state["random"])
-        curves = {  # older versions saved the points of one step
-            str(tag): {int(step): float(value) for step, value in points.items()}
-            for tag, points in state.get("curves", {}).items()
-            if isinstance(points, dict)
-        }
-        return Progress(int(state["step"]), float(state["seconds"]), curves)
+        return Progress(int(state["step"]), float(state["seconds"]), dict(state["curves"]))
     except InputError:
         raise
     except Exception as error:  # the file can hold anything
