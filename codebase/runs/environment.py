@@ -1,12 +1,10 @@
-"""The device of a run, and the versions and commit of its code."""
+"""The device of a run, and the commit of its code."""
 
 import datetime
 import os
-import platform
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from codebase import processes
@@ -28,13 +26,10 @@ def choose_device(wanted):
 
 
 def environment(device):
-    """The device, versions, commit and date, for results.json. device: its description."""
+    """The device, version of PyTorch, commit and date, for results.json. device: its description."""
     return {
         "device": device,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": np.__version__,
         "commit": git_commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

@@ -2,11 +2,8 @@
 
 import contextlib
 import os
-import re
 import sys
 from pathlib import Path
-
-import torch
 
 from codebase import processes
 from codebase.errors import InputError, NonFiniteError
@@ -45,11 +42,6 @@ def run_main(model, main, own_flags, description, usual_data="mnist", **defaults
     out = IgnoringWriteErrors(sys.stdout if this == 0 else None)  # of torchrun's processes only the first one prints
     err = IgnoringWriteErrors(sys.stderr)
 
-    def fail(error, code):
-        process = f" (process {this})" if this else ""
-        print(f"{Path(sys.argv[0]).name}{process}: error: {error}", file=err)
-        sys.exit(code)
-
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             flags = parse_flags(description, own_flags, **defaults)
@@ -58,18 +50,12 @@ def run_main(model, main, own_flags, description, usual_data="mnist", **defaults
             else:
                 with processes.on_one_run(flags.device):
                     execute(open_run(model, flags, usual_data), main)
-        except (InputError, OSError) as error:
-            fail(error, 2)
-        except NonFiniteError as error:
-            fail(error, 1)
+        except (InputError, NonFiniteError, OSError) as error:
+            process = f" (process {this})" if this else ""
+            print(f"{Path(sys.argv[0]).name}{process}: error: {error}", file=err)
+            sys.exit(1 if isinstance(error, NonFiniteError) else 2)
         except KeyboardInterrupt:  # Python ends itself by SIGINT, so that a shell's loop ends, too
             sys.excepthook = lambda *error: None  # without a traceback
-            raise
-        except (MemoryError, RuntimeError) as error:
-            # On a CPU, PyTorch raises a RuntimeError that only its text identifies.
-            too_large = re.search("allocate memory|overflowed", str(error))
-            if too_large or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-                fail("there is not enough memory: use smaller numbers in the flags.", 2)
             raise
 
 
