@@ -31,28 +31,6 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
         pass
 
 
-def test_what_cannot_be_deleted_is_left_unless_it_would_be_read_again(tmp_path, monkeypatch, capsys):
-    """As files that another program has open: the rest is deleted."""
-    unlink = Path.unlink
-
-    def unlink_unless_open(path, **how):
-        if path.name in opened:
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
-        unlink(path, **how)
-
-    monkeypatch.setattr(Path, "unlink", unlink_unless_open)
-    opened = (".nfs1", "training.pt")
-    (tmp_path / "sub").mkdir()
-    for name in ("sub/.nfs1", "sub/a.png", "b.png"):
-        (tmp_path / name).touch()
-    files.clear(tmp_path)
-    assert list(tmp_path.rglob("*")) == [tmp_path / "sub", tmp_path / "sub" / ".nfs1"]
-    assert f"{tmp_path}/sub/.nfs1 cannot be deleted, and is left (Device or resource busy)" in capsys.readouterr().out
-    (tmp_path / "training.pt").touch()
-    with pytest.raises(OSError, match=r"training\.pt"):
-        files.clear(tmp_path)
-
-
 class Disk:
     """What a power cut may leave: a file's content is safe once it is synced, a name once its folder is."""
 

@@ -82,15 +82,17 @@ def load_weights(model, path):
 
 
 def sizes(weights):
-    """The model of the homework that has these weights, and its sizes: ('VAE', {'--z': 10, ...}). Raises errors."""
+    """The model of the homework that has these weights, and its sizes: ('VAE', {'z_dim': 10, ...}). Raises errors."""
     n_hidden, n_in = weights["dec.net.0.weight"].shape  # first layer of the decoder; its input is (z, y)
     x_dim, z_dim = len(weights["dec.net.4.weight"]), len(weights["enc.net.4.weight"]) // 2
-    found = {"--z": z_dim, "--hidden": n_hidden, "x_dim": x_dim, "classes": n_in - z_dim}
+    found = {"z_dim": z_dim, "n_hidden": n_hidden, "x_dim": x_dim}
     if weights["enc.net.0.weight"].shape[1] != x_dim + n_in - z_dim:
         raise KeyError("enc.net.0.weight")
     if "z_pre" in weights:
-        return "GMVAE", found | {"--k": weights["z_pre"].shape[1] // 2}
-    return "SSVAE" if "cls.net.4.weight" in weights else "FSVAE" if n_in > z_dim else "VAE", found
+        return "GMVAE", found | {"k": weights["z_pre"].shape[1] // 2}
+    if n_in == z_dim:
+        return "VAE", found
+    return "SSVAE" if "cls.net.4.weight" in weights else "FSVAE", found | {"classes": n_in - z_dim}
 
 
 def why_not(own, weights):
@@ -98,7 +100,8 @@ def why_not(own, weights):
     (model, ours), (name, theirs) = sizes(own), sizes(weights)
     if name != model:
         return f"it is a {name}'s (run_{name.lower()}.py)"
-    return ", ".join(f"its {k} is {v}, not {ours[k]}" for k, v in theirs.items() if v != ours[k])
+    flags = {"z_dim": "--z", "n_hidden": "--hidden", "k": "--k"}
+    return ", ".join(f"its {flags.get(k, k)} is {v}, not {ours[k]}" for k, v in theirs.items() if v != ours[k])
 
 
 def fill(model, weights, path):

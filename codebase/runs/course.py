@@ -8,7 +8,7 @@ import time
 from tqdm import tqdm
 
 from codebase import evaluate, fast, processes
-from codebase.errors import InputError, NonFiniteError
+from codebase.errors import InputError
 from codebase.precision import training_precision
 from codebase.random_state import kept_random_state
 from codebase.runs import checkpoints, files
@@ -49,7 +49,10 @@ def train_run(run, model, batches, splits, look):
     held_out_every = max(1, HELD_OUT_EVERY * sum(len(x) for x, *_ in held_out.values()) // flags.batch_size)
     rate = learning_rate(flags.lr, flags.lr_schedule, flags.iter_max, len(run.data.x_train) // flags.batch_size)
 
-    start = resume(run, model, optimizer) if run.start == "resumed" else begin(model, held_out)
+    if run.start == "resumed":
+        start = resume(run, model, optimizer)
+    else:
+        start = checkpoints.Progress(0, 0.0, {tag: {0: value} for tag, value in nelbos(model, held_out).items()})
     run.curves = start.curves
     shown = looked_at(model, look)  # before anything is deleted or written
     prepare_folders(run)
@@ -103,14 +106,6 @@ def train_run(run, model, batches, splits, look):
                 break
 
     finish(run, start, step, seconds, signals[0] if signals else stopping)
-
-
-def begin(model, held_out):
-    """The Progress of a new run."""
-    curves = {}
-    with contextlib.suppress(NonFiniteError):  # the training may make them finite
-        curves = {tag: {0: value} for tag, value in nelbos(model, held_out).items()}
-    return checkpoints.Progress(0, 0.0, curves)
 
 
 def nelbos(model, held_out):

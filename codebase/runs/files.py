@@ -44,10 +44,8 @@ def write_atomically(path, write):
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # flush the new name, too
         folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        os.fsync(folder)
+        os.close(folder)
 
 
 @contextlib.contextmanager
@@ -73,15 +71,9 @@ def locked(folder):
 
 
 def clear(folder, what="*"):
-    """Delete what is in a folder, except its lock. What cannot be deleted is left, unless it would pass for new."""
+    """Delete what is in a folder, except its lock."""
     for path in Path(folder).glob(what) if processes.rank() == 0 else ():
-        try:
-            if path.is_dir() and not path.is_symlink():
-                clear(path)
-                path.rmdir()
-            elif path.name != ".lock":
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            if path.suffix in (".pt", ".json"):
-                raise
-            print(f"{path} cannot be deleted, and is left ({error.strerror})", flush=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink(missing_ok=True)

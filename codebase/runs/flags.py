@@ -66,21 +66,18 @@ SWITCH = (0, 1)
 # For the models that can be trained on the IWAE bound.
 IW = Flag("iw", 1, size, "train on the IWAE bound with this many importance samples; 1: the ELBO", in_name="iw={:02d}")
 HIDDEN = Flag("hidden", 300, size, "units in each of the two hidden layers of the networks")
-SOURCES = "mnist, svhn, glyphs, FILE.npz, or auto: the homework's, or else glyphs"
-DATASET = Flag("dataset", "auto", str, SOURCES, in_name="data={}")
+DATASET = Flag("dataset", "auto", str, "mnist, svhn, glyphs, FILE.npz, or auto: the homework's", in_name="data={}")
 LR_SCHEDULE = "constant, cosine, burda (Burda et al. 2016), or steps at which it is divided by 10: 8000,16000"
-PRECISION = "of matrix products in training; bfloat16 rounds their factors: faster where there is hardware for it"
-DATA_DIR = "folder of the data sets, as torchvision arranges them (default: the environment's DATA_DIR, or else data)"
 SHARED_FLAGS = [
     DATASET,
     Flag("batch_size", 100, size, "images in a training step", in_name="batch={}"),
     Flag("lr", 1e-3, positive, "learning rate of Adam"),
     Flag("lr_schedule", "constant", lr_schedule, LR_SCHEDULE, in_name="schedule={}"),
-    Flag("precision", "float32", ("float32", "bfloat16"), PRECISION),
+    Flag("precision", "float32", ("float32", "bfloat16"), "of matrix products in training; bfloat16 can be faster"),
     Flag("validation", 0, count, "hold out this many training images, the last ones, for choosing flags"),
     Flag("seed", None, count, "random seed (default: the number of the run)"),
     # The flags below may change when a run is resumed.
-    Flag("data_dir", None, str, DATA_DIR, False),
+    Flag("data_dir", None, str, "folder of the data sets (default: the environment's DATA_DIR, or else data)", False),
     Flag("iter_max", 20000, size, "training steps in all; with --train 0: the step of the checkpoint to load", False),
     Flag("iter_save", 10000, size, "training steps between two checkpoints", False),
     Flag("run", 0, count, "number of the run: the same experiment, in another folder and with another seed", False),

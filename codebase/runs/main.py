@@ -38,8 +38,7 @@ def run_main(model, main, own_flags, description, usual_data="mnist", **defaults
     model: its name, such as 'vae'; the others as in flags.parse_flags and run.open_run. An error that the user can
     correct ends the script with a sentence and exit code 2.
     """
-    this = processes.launched()
-    out = IgnoringWriteErrors(sys.stdout if this == 0 else None)  # of torchrun's processes only the first one prints
+    out = IgnoringWriteErrors(None if processes.launched() else sys.stdout)  # torchrun's first process prints for all
     err = IgnoringWriteErrors(sys.stderr)
 
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -51,8 +50,7 @@ def run_main(model, main, own_flags, description, usual_data="mnist", **defaults
                 with processes.on_one_run(flags.device):
                     execute(open_run(model, flags, usual_data), main)
         except (InputError, NonFiniteError, OSError) as error:
-            process = f" (process {this})" if this else ""
-            print(f"{Path(sys.argv[0]).name}{process}: error: {error}", file=err)
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=err)
             sys.exit(1 if isinstance(error, NonFiniteError) else 2)
         except KeyboardInterrupt:  # Python ends itself by SIGINT, so that a shell's loop ends, too
             sys.excepthook = lambda *error: None  # without a traceback

@@ -64,8 +64,7 @@ class EventFile:
         self.write(step=step, summary=of_image)
 
     def add_flags(self, flags):
-        """The flags of a run, for the tabs TEXT and HPARAMS. That one takes its other columns from the curves."""
-        self.write(step=0, summary=summary.text("flags", "\n".join(f"    {k} = {v}" for k, v in flags.items())))
+        """The flags of a run, for the tab HPARAMS, which takes its other columns from the curves."""
         single = (int, float, type(None))  # None has an empty cell
         flags = {name: value if isinstance(value, single) else str(value) for name, value in flags.items()}
         self.write(step=0, summary=summary.hparams(flags, {})[1])
