@@ -148,9 +148,9 @@ def test_what_is_no_checkpoint_is_named_and_never_executed(begun):
     (folder / "training.pt").unlink()
     (folder / "folder.pt").mkdir()
     for name in ("training.pt", "folder.pt"):
-        with pytest.raises(InputError, match=f"{name} (does not exist|cannot be read)"):
+        with pytest.raises(InputError, match=f"{name} cannot be read"):
             checkpoints.load_weights(model, folder / name)
-    with pytest.raises(InputError, match=r"training.pt does not exist"):
+    with pytest.raises(InputError, match=r"training.pt cannot be read: FileNotFoundError"):
         resume(folder)
 
 

@@ -146,13 +146,11 @@ def test_a_series_is_evaluated_and_started_again(alone, tmp_path):
     check_series(tmp_path, alone)
 
 
-@pytest.mark.parametrize("overwrite", [0, 1])
-def test_a_series_that_is_stopped_says_how_it_is_resumed(vae, monkeypatch, overwrite):
-    """--overwrite 1 would delete what was saved, also if the same command is given again."""
+def test_a_series_that_is_stopped_begins_no_other_run(vae, monkeypatch):
     monkeypatch.setattr(course, "stopped_by", lambda signals, step: signal.SIGINT)
-    code, out, _ = vae("--replicates", 2, "--overwrite", overwrite)
+    code, out, _ = vae("--replicates", 2)
     assert code == 130
-    assert f"the same command{' without --overwrite 1' * overwrite} resumes it" in out
+    assert "--resume 1 resumes it" in out
     assert "replicate 2" not in out
 
 

@@ -296,7 +296,7 @@ def test_validation(on_digits, fsvae, folders, name):
     code, out, err = call("--z", 3, "--validation", 40, "--iter_max", 2)
     assert code == 0, err
     assert "260 train, 120 test, 40 validation images" in out
-    assert "the validation images (40 images)" in out
+    assert ", validation: 40 images" in out
     _, logs = folders()
     assert "_validation=40_" in logs.name
     found = json.loads((logs / "results.json").read_text())

@@ -55,8 +55,6 @@ def save(folder, progress, model, optimizer, experiment):
 
 def read(path):
     """The contents of a torch.save file, on the CPU. InputError if it cannot be read without executing code in it."""
-    if not Path(path).is_file():
-        raise InputError(f"{Path(path).absolute()} does not exist.")
     try:
         if zipfile.is_zipfile(path):  # PyTorch's format; it does not check the checksums
             with zipfile.ZipFile(path) as archive:

@@ -97,11 +97,6 @@ def report(run, model, splits, bits=False):
     The ELBO always; the IWAE bounds with --train 0 or 2, on the whole test set only with --full 1. bits: also in bits
     per dimension, for models of 8-bit images; of a density, those of the images with noise (evaluate.dequantised).
     """
-    whose = {
-        "subset": "the homework's test subset" if run.data.name == "mnist" else "a fixed subset of the test set",
-        "test": "the whole test set",
-        "validation": "the validation images",
-    }
     noise, ms = bits and model.is_density, run.flags.iw_eval
 
     def in_bits(nats):
@@ -112,7 +107,7 @@ def report(run, model, splits, bits=False):
     for name, split in splits.items():
         if name == "train":
             continue
-        print(f"\n{run.data.name}, {whose.get(name, name)} ({len(split[0]):,} images)")
+        print(f"\n{run.data.name}, {name}: {len(split[0]):,} images")
         terms = evaluate.elbo(model, split)
         print("  ".join(f"{printed_name(term)}: {value}" for term, value in terms.items()), flush=True)
         add_results(run, name, terms)
