@@ -135,9 +135,7 @@ def finish(run, start, step, seconds, stopping):
     else:
         print(f"nothing to train: this run is already at step {step:,}; a larger --iter_max trains longer", flush=True)
     if stopping:
-        print(
-            f"stopped after step {step:,}, which is saved: --resume 1 resumes it, --train 0 evaluates it.", flush=True
-        )
+        print(f"stopped after step {step:,}, which is saved: --resume 1 resumes it, --train 0 evaluates it", flush=True)
         signal.raise_signal(stopping)
         sys.exit(128 + stopping)  # if the signal is handled in a way that does not end the process
 

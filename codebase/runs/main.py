@@ -52,9 +52,6 @@ def run_main(model, main, own_flags, description, usual_data="mnist", **defaults
         except (InputError, NonFiniteError, OSError) as error:
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=err)
             sys.exit(1 if isinstance(error, NonFiniteError) else 2)
-        except KeyboardInterrupt:  # Python ends itself by SIGINT, so that a shell's loop ends, too
-            sys.excepthook = lambda *error: None  # without a traceback
-            raise
 
 
 def run_series(model, main, flags, usual_data):
