@@ -32,13 +32,11 @@ def load(path, model=None, device="cpu"):
 def model_of(weights, path):
     """A new model, whose class and sizes are inferred from the weights. InputError if they are another model's."""
     try:
-        name, sizes = checkpoints.sizes({checkpoints.plain(key): value for key, value in weights.items()})
+        name, sizes = checkpoints.sizes(weights)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} has other networks than the homework's: give the model, too: load(path, VAE(enc=..., dec=...))."
         ) from error
-    names = {"--z": "z_dim", "--hidden": "n_hidden", "--k": "k", "x_dim": "x_dim", "classes": "classes"}
-    sizes = {names[key]: size for key, size in sizes.items() if key != "classes" or name in ("SSVAE", "FSVAE")}
     model = {"VAE": VAE, "GMVAE": GMVAE, "SSVAE": SSVAE, "FSVAE": FSVAE}[name](**sizes)
     of_run = re.match(r"model=([^=]+)_[^=_]+=", path.absolute().parent.name)  # model=NAME_FLAG=...
     if of_run and of_run[1] != type(model).__name__.lower():  # a model of one's own may have weights of these shapes

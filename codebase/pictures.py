@@ -147,15 +147,14 @@ def pairs(x, y=None):
 
 
 def scatter(points, labels, classes):
-    """A plot of posterior means (n, 2), coloured by their labels (n,) if there are classes. Only finite points."""
+    """A plot of posterior means (n, 2), coloured by their labels (n,) if there are classes."""
     from matplotlib import colormaps  # imported here, because it takes a second
     from matplotlib.figure import Figure
 
-    finite = points.isfinite().all(1)
     colours = colormaps["tab10" if classes <= 10 else "turbo"].resampled(max(1, classes))(range(classes))
     figure = Figure((7, 6), layout="constrained")
     axes = figure.add_subplot(xlabel="z_1", ylabel="z_2", aspect="equal")
-    axes.scatter(*points[finite].cpu().T, s=2, color=colours[labels[finite].cpu()] if classes else "black")
+    axes.scatter(*points.cpu().T, s=2, color=colours[labels.cpu()] if classes else "black")
     for c, colour in enumerate(colours[:CLASSES]):
         axes.plot([], [], "o", color=colour, label=c)  # for the legend
     if classes:

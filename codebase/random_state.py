@@ -8,7 +8,7 @@ import torch
 def random_state():
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = [torch.cuda.get_rng_state()]  # a list, as in older training states
+        state["cuda"] = torch.cuda.get_rng_state()
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     return state
@@ -18,7 +18,7 @@ def set_random_state(state):
     """Restore the generators. Devices that this machine does not have are ignored."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"][0])
+        torch.cuda.set_rng_state(state["cuda"])
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])
 

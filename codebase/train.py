@@ -6,8 +6,7 @@ import torch
 from tqdm import tqdm
 
 from codebase import processes
-from codebase.errors import InputError, NonFiniteError
-from codebase.random_state import kept_random_state
+from codebase.errors import NonFiniteError
 
 
 class Adam(torch.optim.Optimizer):
@@ -100,7 +99,6 @@ def train(model, batches, n, optimizer=None):
     """
     torch.set_flush_denormal(True)  # numbers below 1e-38, as in Adam's old moments, make a CPU several times slower
     optimizer = optimizer or Adam(model.parameters())
-    check_loss(model, batches)
     points = [point for _, point in tqdm(updates(model, batches, range(n), optimizer), total=n, unit="it")]
     check_weights(model, optimizer, n)
     return values_of(points, n)
@@ -130,21 +128,6 @@ def set_rate(optimizer, lr):
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
-
-
-def check_loss(model, batches):
-    """InputError if model.loss does not return a pair, (a scalar tensor with a gradient, {tag: scalar tensor})."""
-    with kept_random_state():
-        buffers = [buffer.clone() for buffer in model.buffers()]
-        result = model.loss(*batches[0])
-        for buffer, value in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(value)
-    pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
-    scalars = [result[0], *result[1].values()] if pair else [None]
-    if not (all(torch.is_tensor(each) and each.shape == () for each in scalars) and scalars[0].requires_grad):
-        found = " ".join(str(result).split())[:200]
-        must = "model.loss must return a pair, (scalar tensor with a gradient, {tag: scalar tensor})"
-        raise InputError(f"{must}; it returned {found}.")
 
 
 def values_of(points, step):

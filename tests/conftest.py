@@ -116,7 +116,6 @@ def script(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pictures, "curves", lambda history: pictures.Picture(np.zeros((4, 6, 3), np.uint8), ""))
     monkeypatch.setattr(Image.Image, "save", partialmethod(Image.Image.save, compress_level=0))
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # a script may replace it
 
     def call(name, *args):
         monkeypatch.setattr(sys, "argv", [name, *map(str, args)])

@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import Trap, same
 
-import codebase
 from codebase.errors import InputError
 from codebase.models.gmvae import GMVAE
 from codebase.models.vae import VAE
@@ -128,16 +127,6 @@ def test_the_weights_of_another_model_or_size_name_the_script_or_the_flag(tmp_pa
             checkpoints.load_weights(model, path)
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
-def test_prefixes_of_pytorch_are_removed(tmp_path, prefix):
-    model, path = VAE(z_dim=2, n_hidden=8), tmp_path / "w.pt"
-    torch.save({prefix + key: value for key, value in model.state_dict().items()}, path)
-    other = VAE(z_dim=2, n_hidden=8)
-    checkpoints.load_weights(other, path)
-    assert equal(model, other)
-    assert equal(model, codebase.load(path))
-
-
 def test_what_is_no_checkpoint_is_named_and_never_executed(begun):
     """As weights, and as a training state."""
     folder, model, _ = begun
@@ -160,9 +149,9 @@ def test_what_is_no_checkpoint_is_named_and_never_executed(begun):
     (folder / "training.pt").unlink()
     (folder / "folder.pt").mkdir()
     for name in ("training.pt", "folder.pt"):
-        with pytest.raises(InputError, match=f"{name} (does not exist|cannot be read)"):
+        with pytest.raises(InputError, match=f"{name} cannot be read"):
             checkpoints.load_weights(model, folder / name)
-    with pytest.raises(InputError, match=r"training.pt does not exist"):
+    with pytest.raises(InputError, match=r"training.pt cannot be read: FileNotFoundError"):
         resume(folder)
 
 
@@ -178,7 +167,6 @@ IS_NONE = "training.pt is not a training state of this run: "
         (lambda state: state.update(seconds=None), IS_NONE),
         (lambda state: state.update(flags=None), IS_NONE),
         (lambda state: state.update(curves=[1]), IS_NONE),
-        (lambda state: state.update(curves={"mi": {"a": 1.0}}), IS_NONE),
         (lambda state: state.update(random={}), IS_NONE),
         (lambda state: state.update(random={"cpu": torch.zeros(3, dtype=torch.uint8)}), IS_NONE),
         (lambda state: state.update(optimizer={}), IS_NONE),
@@ -210,14 +198,6 @@ def test_other_flags_and_another_z_are_named(begun):
         resume(folder, {"z": 3, "lr": 0.01}, z_dim=3)
     with pytest.raises(InputError, match=r"training.pt does not fit this VAE"):
         resume(folder, z_dim=3)
-
-
-def test_a_state_of_an_older_version_has_the_curves_of_one_step_or_none(begun):
-    path = begun[0] / "training.pt"
-    state = torch.load(path, weights_only=True)
-    for curves in ({"curves": {"train/loss": 7.5}}, {}):
-        torch.save({key: value for key, value in state.items() if key != "curves"} | curves, path)
-        assert resume(begun[0])[0] == Progress(2, 3.0, {})
 
 
 def test_a_tensor_that_is_marked_as_a_folder_is_noticed(begun):

@@ -119,12 +119,7 @@ def checkpoint(folder, monkeypatch):
 
     def read():
         model, _ = small()
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        try:
-            checkpoints.load_weights(model, path)
-        except InputError:
-            assert same(before, dict(model.state_dict()))
-            raise
+        checkpoints.load_weights(model, path)
         return dict(model.state_dict())
 
     return path, [path.read_bytes()], read

@@ -86,7 +86,7 @@ def test_other_networks_need_the_model(tmp_path):
 
 
 def test_what_is_not_there(tmp_path):
-    with pytest.raises(InputError, match=r"absent.pt does not exist"):
+    with pytest.raises(InputError, match=r"absent.pt cannot be read: FileNotFoundError"):
         codebase.load(tmp_path / "absent.pt")
     with pytest.raises(InputError, match=r"holds no weights \(model-\*.pt\)"):
         codebase.load(tmp_path)

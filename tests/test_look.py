@@ -44,22 +44,11 @@ def test_a_number_is_a_curve_and_is_in_the_report_the_results_and_the_tables(vae
     assert "| test bits | 1.50 |" in table
 
 
-@pytest.mark.parametrize(
-    ("value", "complaint"),
-    [
-        ({"mi": "three"}, "mi of `look` is str; it must be a Picture, a number or an Estimate."),
-        ({"mi": float("nan")}, "mi of `look` is nan."),
-        ({"test/nelbo": 2.0}, "`look` needs another name than 'test/nelbo', which the report or the training uses"),
-        ({"a/b": BLACK}, "needs another name than 'a/b'"),
-        ({3: 1.0}, "needs another name than 3"),
-        (None, "`look` must return a dict, {name: Picture or number}; it returned NoneType."),
-    ],
-)
-def test_what_cannot_be_shown_is_a_sentence_before_the_first_step(vae, look, tmp_path, value, complaint):
-    look(lambda model: value)
+def test_a_number_that_is_not_finite_is_a_sentence_before_the_first_step(vae, look, tmp_path):
+    look(lambda model: {"mi": float("nan")})
     code, _, err = vae("--z", 2)
-    assert code in (1, 2)
-    assert complaint in err
+    assert code == 1
+    assert "mi of `look` is nan." in err
     assert {path.name for path in tmp_path.iterdir()} == {"digits.npz"}
 
 
@@ -70,7 +59,7 @@ def test_an_error_at_step_0_comes_before_anything_is_deleted(vae, folders):
     def mistake(*args):
         raise ValueError("my mistake")
 
-    wrong = [(VAE, name) for name in ("elbo_terms", "loss", "log_weights", "mean_z")]
+    wrong = [(VAE, name) for name in ("elbo_terms", "mean_z")]
     for place, name in ((pictures, "unlabelled"), *wrong):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(place, name, mistake)

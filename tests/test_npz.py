@@ -1,5 +1,7 @@
 """The user's own images: what is read from an .npz file, and every complaint about one."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -61,7 +63,7 @@ def test_images_without_labels_or_of_one_class(tmp_path):
     assert chosen.equal(data.test_subset(mine))
     assert chosen.max() >= 100
     assert mine.hold_out(20).y_validation is None
-    with pytest.raises(InputError, match=r"c.npz has no labels \(y_train, y_test\); this model needs"):
+    with pytest.raises(InputError, match=r"c.npz has no labels; this model needs"):
         data.require_labels(mine)
     y = np.zeros(150, int)
     with pytest.raises(InputError, match=r"c.npz has labels of one class only"):
@@ -88,9 +90,8 @@ def test_floats_from_0_to_1_are_rounded_to_bytes(tmp_path, dtype):
     assert difference.abs().max() <= 0.51 / 255
 
 
-LAYOUT = r"x_train and x_test must hold at least one image each, all of one size, grey \(N, height.*; they are .*"
-VALUES = r"x_train and x_test must hold both of them whole numbers .*, or both of them values from 0 to 1; they are .*"
-LABELS = r"has no labels that can be used: y_train and y_test must hold whole numbers from 0 .*; they are "
+IMAGES = r"x_train and x_test must hold images of one size, .*, or both of them values from 0 to 1; they are .*"
+LABELS = r"bad.npz: the labels are left out: y_train and y_test must hold whole numbers from 0 .*; they are "
 
 
 @pytest.mark.parametrize(
@@ -101,18 +102,18 @@ LABELS = r"has no labels that can be used: y_train and y_test must hold whole nu
         ({"y_train": np.array([{}] * 12)}, "not a readable .npz file of plain arrays"),
         (
             {"x_train": X[..., None].repeat(2, -1)},
-            rf"{LAYOUT}uint8 \(12, 6, 4, 2\) from 0 to 255 and uint8 \(12, 6, 4\)",
+            rf"{IMAGES}uint8 \(12, 6, 4, 2\) from 0 to 255 and uint8 \(12, 6, 4\)",
         ),
-        ({"x_train": X.reshape(12, 4, 6)}, rf"{LAYOUT}uint8 \(12, 4, 6\)"),
-        ({"x_train": X[..., None].repeat(3, -1)}, rf"{LAYOUT}uint8 \(12, 6, 4, 3\)"),
-        ({"x_test": X[:, 0, 0]}, rf"{LAYOUT} and uint8 \(12,\)"),
-        ({"x_train": X / 255 + 0.5}, rf"{VALUES}float64 .* from 0.5 to 1.5 and uint8 "),
-        ({"x_train": X / 255, "x_test": X / 255 + 0.5}, rf"{VALUES}from 0.0 to 1.0 and float64 .* from 0.5 to 1.5"),
-        ({"x_train": np.where(X == 37, np.nan, X / 255)}, r"both of them values.*; they hold nan \d+ times"),
-        ({"x_train": X + 0.5}, rf"{VALUES}float64 .* from 0.5 to 255.5"),
-        ({"x_train": X.astype(np.int8), "x_test": X.astype(np.int8)}, rf"{VALUES}int8 .* from -128 to 127"),
-        ({"x_train": X.astype("U3"), "x_test": X.astype("U3")}, rf"{VALUES}<U3 \(12, 6, 4\) and"),
-        ({"x_train": X % 2}, rf"{VALUES} from 0 to 1 and uint8 .* from 0 to 255"),  # only one of them is binary
+        ({"x_train": X.reshape(12, 4, 6)}, rf"{IMAGES}uint8 \(12, 4, 6\)"),
+        ({"x_train": X[..., None].repeat(3, -1)}, rf"{IMAGES}uint8 \(12, 6, 4, 3\)"),
+        ({"x_test": X[:, 0, 0]}, rf"{IMAGES} and uint8 \(12,\)"),
+        ({"x_train": X / 255 + 0.5}, rf"{IMAGES}float64 .* from 0.5 to 1.5 and uint8 "),
+        ({"x_train": X / 255, "x_test": X / 255 + 0.5}, rf"{IMAGES}from 0.0 to 1.0 and float64 .* from 0.5 to 1.5"),
+        ({"x_train": np.where(X == 37, np.nan, X / 255)}, rf"{IMAGES}float64 .* from nan to nan"),
+        ({"x_train": X + 0.5}, rf"{IMAGES}float64 .* from 0.5 to 255.5"),
+        ({"x_train": X.astype(np.int8), "x_test": X.astype(np.int8)}, rf"{IMAGES}int8 .* from -128 to 127"),
+        ({"x_train": X.astype("U3"), "x_test": X.astype("U3")}, rf"{IMAGES}<U3 \(12, 6, 4\) and"),
+        ({"x_train": X % 2}, rf"{IMAGES} from 0 to 1 and uint8 .* from 0 to 255"),  # only one of them is binary
     ],
 )
 def test_complaints(tmp_path, change, complaint):
@@ -147,11 +148,11 @@ def test_labels_in_other_forms(tmp_path, form):
         ({"y_test": Y.astype(str)}, r".* and <U"),
     ],
 )
-def test_labels_that_cannot_be_used_stop_only_a_model_that_needs_them(tmp_path, change, complaint):
+def test_labels_that_cannot_be_used_stop_only_a_model_that_needs_them(tmp_path, capsys, change, complaint):
     mine = loaded(tmp_path / "bad.npz", **{"x_train": X, "y_train": Y, "x_test": X, "y_test": Y} | change)
     assert (mine.classes, mine.y_train, mine.y_test) == (0, None, None)
-    assert "12 training and 12 test images; no labels that can be used: y_train" in mine.sizes()
-    with pytest.raises(InputError, match=rf"bad.npz {LABELS}{complaint}.*; this model needs labels"):
+    assert re.search(LABELS + complaint, capsys.readouterr().out)
+    with pytest.raises(InputError, match=r"bad.npz has no labels; this model needs labels"):
         data.require_labels(mine)
 
 
@@ -162,7 +163,6 @@ def test_a_class_without_a_training_image_is_named(tmp_path):
     for mine, what in ((from_1, "class 0;.*training images.$"), (in_order, "class 3;.* the last ones: shuffle them")):
         with pytest.raises(InputError, match=f"no training image of {what}"):
             data.require_labels(mine)
-        assert "; no training image of class" in mine.sizes()
 
 
 def test_images_without_a_label(tmp_path):
@@ -186,5 +186,5 @@ def test_a_file_that_is_no_npz(tmp_path, digits):
     for name in ("array", "short", "empty", "folder"):
         with pytest.raises(InputError, match=rf"{name}.npz is not a readable"):
             data.load(tmp_path / f"{name}.npz")
-    with pytest.raises(InputError, match=r"absent.npz does not exist"):
+    with pytest.raises(InputError, match=r"absent.npz is not a readable .npz file .*No such file"):
         data.load(tmp_path / "absent.npz")

@@ -25,7 +25,6 @@ import torch
 from conftest import ROOT, Trap, contents, curves, pictures_shown, same, save_digits, weights
 from PIL import Image
 
-from codebase.models.vae import VAE
 from codebase.runs.main import IgnoringWriteErrors
 
 OTHERS = ["run_gmvae.py", "run_ssvae.py", "run_fsvae.py"]
@@ -387,18 +386,6 @@ def test_paths_that_are_not_utf_8(vae, digits, tmp_path):
         code, out, err = vae("--dataset", name, "--data_dir", "data_\udce9", *more)
         assert code == 0, err
         assert "donn\\udce9es.npz" in out
-
-
-def test_too_little_memory_is_a_sentence(vae, monkeypatch):
-    """In the words of PyTorch's allocators."""
-    for fail in (lambda: torch.empty(2**45), lambda: bytearray(2**62)):
-        monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x, fail=fail: fail())
-        code, _, err = vae()
-        assert code == 2
-        assert "error: there is not enough memory: use smaller numbers" in err.splitlines()[-1]
-    monkeypatch.setattr(VAE, "negative_elbo_bound", lambda self, x: torch.zeros(2) @ torch.zeros(3))
-    with pytest.raises(RuntimeError, match="inconsistent tensor size"):  # a mistake in the code is still raised
-        vae()
 
 
 def test_a_notebooks_stream_has_fewer_methods_than_a_terminals():

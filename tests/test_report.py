@@ -25,7 +25,7 @@ def log(tmp_path):
             "flags": {"run": run, "seed": seed, "precision": precision},
             "experiment": {"precision": precision, "seed": seed} | dict(experiment),
             "data": {"name": "mnist", "train": 60_000, "test": 10_000},
-            "evaluated": {"code": []},
+            "evaluated": {},
             "step": 20_000,
             "complete": True,
             "results": {"subset": {"nelbo": {"mean": nelbo, "se": 9.0, "n": 100}}},
@@ -93,17 +93,6 @@ def test_mean_and_standard_error_over_the_runs_of_one_configuration(report, log)
         "| precision | float32 | float32 |\n"
         "| subset NELBO | 50.00 | 3.00 ± 1.53 |\n"
     )
-
-
-def test_runs_of_different_code_are_named(report, log):
-    """They are in one column, and the table says so; a table of one code alone does not."""
-    for run, code in enumerate(("aaaa", "bbbb", "aaaa")):
-        log("vae_z=10", run, 1.0, trained={"code": [code], "torch": "2.9"})
-    log("vae_z=2", 0, 1.0, trained={"code": ["cccc"], "torch": "2.9"})
-    assert rows(report())["code"] == ["cccc", "aaaa, bbbb"]
-    assert "torch" not in rows(report())
-    assert "| configuration | runs | code | subset NELBO |" in report("--by", "subset nelbo")
-    assert "code" not in rows(report("vae_z=2"))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +186,7 @@ def test_configurations_have_every_number(log, tmp_path):
         "runs": [0, 1, 2],
         "seeds": [0, 1, 2],
         "seconds": [3.0, 3.0, 3.0],
-        "made": {"device": ["cpu"], "torch": [], "commit": [], "code": [], "day": ["2026-01-02"]},
+        "made": {"device": ["cpu"], "torch": [], "commit": [], "day": ["2026-01-02"]},
         "results": {"subset nelbo": {"mean": 3.0, "values": [1.0, 2.0, 6.0]}},
     }
 

@@ -6,18 +6,17 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
 import killed_run
 import numpy as np
 import pytest
-from conftest import ROOT, contents, same, save_digits
+from conftest import contents, same, save_digits
 from test_processes import printed, state_and_results, torchrun, wait_for
 
 from codebase import data, pictures
-from codebase.runs import checkpoints, course, environment, files
+from codebase.runs import checkpoints, course, files
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +144,12 @@ def test_a_series_is_evaluated_and_started_again(alone, tmp_path):
     check_series(tmp_path, alone)
 
 
-def test_a_series_that_is_stopped_says_how_it_is_resumed(vae, monkeypatch):
-    """--overwrite 1 would delete what was saved, also if the same command is given again."""
+def test_a_series_that_is_stopped_begins_no_other_run(vae, monkeypatch):
     monkeypatch.setattr(course, "stopped_by", lambda signals, step: signal.SIGINT)
-    for overwrite in (0, 1):
-        code, out, _ = vae("--replicates", 2, "--overwrite", overwrite)
-        assert code == 130
-        assert f"the same command{' without --overwrite 1' * overwrite} resumes it" in out
-        assert "replicate 2" not in out
+    code, out, _ = vae("--replicates", 2)
+    assert code == 130
+    assert "--resume 1 resumes it" in out
+    assert "replicate 2" not in out
 
 
 def test_the_supervised_baseline_has_replicates_though_it_has_no_bounds(on_digits):
@@ -200,24 +197,3 @@ def test_a_process_of_torchrun_that_is_killed_takes_nothing_of_the_others(alone,
     whole.mkdir()
     output_of(whole, series)
     check_states(killed, whole, names)
-
-
-def test_another_script_or_package_has_another_digest(tmp_path, monkeypatch):
-    script = tmp_path / "run_mine.py"
-    script.write_text("a = 1\n")
-    monkeypatch.setattr(sys, "argv", [str(script)])
-    before = environment.code_digest.__wrapped__()
-    assert before == environment.code_digest.__wrapped__()
-    script.write_text("a = 2\n")
-    after = environment.code_digest.__wrapped__()
-    assert after != before
-    package = tmp_path / "codebase"
-    shutil.copytree(ROOT / "codebase", package)
-    monkeypatch.setattr(environment, "__file__", str(package / "runs" / "environment.py"))
-    (package / "models" / ".#vae.py").symlink_to("me@host.1")  # an editor's
-    (package / ".ipynb_checkpoints").mkdir()
-    (package / ".ipynb_checkpoints" / "vae.py").write_text("a = 3")
-    assert environment.code_digest.__wrapped__() == after
-    with open(package / "utils.py", "a") as file:
-        file.write("\nLOG_2PI = 0\n")
-    assert environment.code_digest.__wrapped__() != after

@@ -128,4 +128,4 @@ def test_many_classes(run, images, name, width, picture, columns, top):
 def test_models_of_labels_ask_for_them(script, images, name):
     code, _, err = script(name, "--dataset", images((8, 8), 0))
     assert code == 2
-    assert "own.npz has no labels (y_train, y_test); this model needs labels of at least two classes, " in err
+    assert "own.npz has no labels; this model needs labels of at least two classes, " in err

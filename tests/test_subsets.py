@@ -139,14 +139,13 @@ def test_validation_images_are_the_last_training_images(tmp_path):
     assert images.x_validation.equal(whole.x_train[260:])
     assert images.y_validation.equal(whole.y_train[260:])
     assert (images.name, images.x_test, images.n_validation) == (whole.name, whole.x_test, 40)
-    assert images.sizes() == "260 training and 120 test images, 40 for validation"
-    assert images.about()["validation"] == 40
+    assert images.sizes() == {"train": 260, "test": 120, "validation": 40}
     binary, with_labels = data.binary_splits(images), data.labelled_splits(images)
     assert binary["validation"][0].equal(data.binarise_once(whole.x_train[260:]).float())
     assert with_labels["validation"][0].equal(whole.x_train[260:])
     assert with_labels["validation"][1].argmax(-1).equal(whole.y_train[260:])
     for name, (x,) in data.binary_splits(whole.hold_out(0)).items():
         assert binary[name][0].equal(x[:260] if name == "train" else x)
-    assert whole.hold_out(0).sizes() == whole.sizes() == "300 training and 120 test images"
+    assert whole.hold_out(0).sizes() == whole.sizes() == {"train": 300, "test": 120, "validation": 0}
     with pytest.raises(InputError, match="--validation 300 leaves none of the 300 training images"):
         whole.hold_out(300)

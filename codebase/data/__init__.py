@@ -33,7 +33,6 @@ class Data(NamedTuple):
     y_train: torch.Tensor  # (N,) int64, 0 to C - 1, or -1: without a label; None without labels
     x_test: torch.Tensor
     y_test: torch.Tensor
-    unlabelled: str = "no labels"  # why there are none, if there are none
     x_validation: torch.Tensor = None  # None or empty without validation images
     y_validation: torch.Tensor = None
 
@@ -47,24 +46,9 @@ class Data(NamedTuple):
         """The number of validation images."""
         return 0 if self.x_validation is None else len(self.x_validation)
 
-    @property
-    def empty(self):
-        """The classes without a training image, in words."""
-        there = set(() if self.y_train is None else self.y_train.unique().tolist())
-        absent = [str(c) for c in range(self.classes) if c not in there]
-        return ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if absent[10:] else "")
-
-    def about(self):
-        """The description of the data set in results.json."""
-        sizes = {"train": len(self.x_train), "test": len(self.x_test), "validation": self.n_validation}
-        return {"name": self.name, "origin": self.origin, "shape": self.shape, "classes": self.classes} | sizes
-
     def sizes(self):
-        """The numbers of images in words."""
-        held_out = f", {self.n_validation:,} for validation" if self.n_validation else ""
-        no = f"no training image of class {self.empty}" if self.empty else "" if self.classes else self.unlabelled
-        sizes = f"{len(self.x_train):,} training and {len(self.x_test):,} test images{held_out}"
-        return f"{sizes}; {no}" if no else sizes
+        """The numbers of images."""
+        return {"train": len(self.x_train), "test": len(self.x_test), "validation": self.n_validation}
 
     def to(self, device):
         """The data set on a device."""
@@ -116,10 +100,12 @@ def draw_glyphs(colour):
 
 def require_labels(data):
     """Raises InputError if the data set has no labels, only one class, or no training image of a class."""
-    if data.classes < 2 or data.empty:
-        why = f"no training image of class {data.empty}" if data.empty else "labels of one class only"
-        need = "this model needs labels of at least two classes, from 0 on, each with training images"
+    need = "this model needs labels of at least two classes, from 0 on, each with training images"
+    if data.classes < 2:
+        raise InputError(f"{data.origin} has {'labels of one class only' if data.classes else 'no labels'}; {need}.")
+    absent = sorted({*range(data.classes)} - {*data.y_train.tolist()})
+    if absent:
         shuffle = "; --validation holds out the last ones: shuffle them" if data.n_validation else ""
-        raise InputError(f"{data.origin} has {why if data.classes else data.unlabelled}; {need}{shuffle}.")
+        raise InputError(f"{data.origin} has no training image of class {absent[0]}; {need}{shuffle}.")
     if data.n_validation and data.y_validation.min() < 0:
         raise InputError(f"--validation {data.n_validation} holds out images without a label (-1).")

@@ -3,13 +3,11 @@
 import contextlib
 import gzip
 import hashlib
-import os
 import zlib
-from pathlib import Path
 
 import torch
 
-from codebase.data.download import DownloadError, downloading
+from codebase.data.download import downloading
 from codebase.errors import InputError
 
 MNIST_FILES = {  # name: SHA-256 of the unpacked file
@@ -26,16 +24,10 @@ def read(data_dir):
     zipped = [raw / f"{name}.gz" for name in MNIST_FILES]
     missing = [path for path in zipped if not (path.is_file() or path.with_suffix("").is_file())]
     if missing:
-        inside = Path(os.path.abspath(data_dir))  # without '..'
-        for given in (inside, inside / "raw"):
-            if given.parts[-2:] == ("MNIST", "raw") and given.is_dir():
-                what = f"There is no {missing[0]}: --data_dir is the folder that MNIST/raw is in"
-                raise InputError(f"{what}, so probably {given.parents[1]}.")
         from torchvision.datasets import MNIST  # imported here, because it takes a second
 
-        part = len(missing) < len(zipped)  # then there are no glyphs instead
-        with downloading(missing[0].name if part else "MNIST", missing, InputError if part else DownloadError):
-            MNIST(data_dir, download=True)
+        with downloading("MNIST", missing) as temporary:
+            MNIST(temporary, download=True)
     return "mnist", f"MNIST from {raw}", (1, 28, 28), 10, *(read_file(raw / name) for name in MNIST_FILES)
 
 

@@ -13,11 +13,9 @@ def read(path):
     """The fields of Data, from an .npz file. Raises InputError.
 
     Images: grey (N, height, width[, 1]) or in colour (N, height, width, 3), of any type; whole numbers from 0 to 255,
-    or values from 0 to 1, which are rounded to k / 255, so that binary images stay binary. Labels: see class_numbers.
-    Labels that cannot be used are no error. Pickled arrays are refused, so that nothing in the file is executed.
+    or values from 0 to 1, which are rounded to k / 255, so that binary images stay binary. Labels: see class_numbers;
+    those that cannot be used are left out, with a remark. Pickled arrays are refused: nothing in the file is executed.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist; --dataset takes the path of an .npz file.")
     try:
         with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
             images = [file["x_train"], file["x_test"]]
@@ -28,23 +26,21 @@ def read(path):
         raise InputError(f"{path} is not a readable .npz file {what} ({reason}).") from error
 
     sizes = {x.shape[1:3] + (x.shape[3:] or (1,)) for x in images}  # {(height, width, channels)}
-    if len(sizes) > 1 or sizes.pop()[2:] not in ((1,), (3,)) or not all(x.size for x in images):
-        must = "at least one image each, all of one size, grey (N, height, width) or in colour (N, height, width, 3)"
+    fit = len(sizes) == 1 and sizes.pop()[2:] in ((1,), (3,)) and all(x.size for x in images)
+    of_0_to_1 = fit and all(x.dtype.kind in "buif" and x.min() >= 0 and x.max() <= 1 for x in images)
+    if not of_0_to_1 and not (fit and all(are_whole(x, 0, 255) and x.max() != 1 for x in images)):  # 1: one is binary
+        must = "images of one size, grey (N, height, width) or in colour (N, height, width, 3)"
+        must += ", both of them whole numbers from 0 to 255, or both of them values from 0 to 1"
         raise InputError(f"{path}: x_train and x_test must hold {must}; they are {in_words(images)}.")
-    of_0_to_1 = all(x.dtype.kind in "buif" and x.min() >= 0 and x.max() <= 1 for x in images)
-    if not of_0_to_1 and not all(are_bytes(x) and x.max() != 1 for x in images):  # max() == 1: only one is binary
-        must = "both of them whole numbers from 0 to 255, or both of them values from 0 to 1"
-        nan = [int(np.isnan(x).sum()) if x.dtype.kind == "f" else 0 for x in images]
-        they = f"they hold nan {sum(nan):,} times" if any(nan) else f"they are {in_words(images)}"
-        raise InputError(f"{path}: x_train and x_test must hold {must}; {they}.")
 
-    unlabelled = "no labels (y_train, y_test)"
     if labels[0] is not None:
-        must = "whole numbers from 0 to at most 999, one for each image (in y_train also -1: without a label)"
-        unlabelled = f"no labels that can be used: y_train and y_test must hold {must}; they are {in_words(labels)}"
-        labels = [class_numbers(y, len(x)) for x, y in zip(images, labels, strict=True)]
-        if any(y is None for y in labels) or labels[1].min() < 0:
-            labels = [None, None]
+        of_classes = [class_numbers(y, len(x)) for x, y in zip(images, labels, strict=True)]
+        if any(y is None for y in of_classes) or of_classes[1].min() < 0:
+            must = "whole numbers from 0 to at most 999, one for each image (in y_train also -1: without a label)"
+            they = f"y_train and y_test must hold {must}; they are {in_words(labels)}"
+            print(f"{path}: the labels are left out: {they}.", flush=True)
+            of_classes = [None, None]
+        labels = of_classes
 
     tensors, classes, checksum = [], 0, 0
     for x, y in zip(images, labels, strict=True):
@@ -56,14 +52,13 @@ def read(path):
             classes = max(classes, int(y.max()) + 1)
             y = torch.from_numpy(y)
         tensors += [torch.from_numpy(x).flatten(1), y]
-    return name_in_run(path, checksum), str(path), x.shape[1:], classes, *tensors, unlabelled
+    return name_in_run(path, checksum), str(path), x.shape[1:], classes, *tensors
 
 
-def are_bytes(x):
-    """Are all values whole numbers from 0 to 255?"""
-    if x.dtype == np.uint8 or x.dtype.kind not in "uif":
-        return x.dtype == np.uint8
-    return x.min() >= 0 and x.max() <= 255 and (x == x.astype(np.uint8)).all()  # nan is not above 0
+def are_whole(x, low, high):
+    """Are all values whole numbers from low to high?"""
+    is_whole = x.dtype.kind in "bui" or (x.dtype.kind == "f" and (x == np.rint(x)).all())
+    return is_whole and x.min() >= low and x.max() <= high
 
 
 def class_numbers(y, n):
@@ -71,14 +66,9 @@ def class_numbers(y, n):
 
     None if y is something else.
     """
-    if y.dtype.kind not in "buif" or y.ndim not in (1, 2) or len(y) != n or not y.size:
-        return None
-    y = y.astype(np.float64)
-    if y.ndim == 2:
-        is_one_hot = y.shape[1] > 1 and (y.max(1) == 1).all() and (np.count_nonzero(y, 1) == 1).all()
-        y = y.argmax(1) if is_one_hot else y
-    y = y.ravel()
-    return y.astype(np.int64) if len(y) == n and ((y >= -1) & (y <= 999) & (y == np.rint(y))).all() else None
+    if y.size > n and y.ndim == 2 and are_whole(y, 0, 1) and (np.count_nonzero(y, 1) == 1).all():
+        y = y.argmax(1)  # one-hot
+    return y.ravel().astype(np.int64) if y.size == n and are_whole(y, -1, 999) else None
 
 
 def in_words(arrays):

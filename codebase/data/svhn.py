@@ -17,10 +17,10 @@ def read(data_dir, split):
     files = {part: data_dir / f"{part}_32x32.mat" for part in (*SVHN_SPLITS[split], "test")}
     missing = {part: path for part, path in files.items() if not path.is_file()}
     if missing:
-        with downloading("SVHN", list(missing.values())):
+        with downloading("SVHN", list(missing.values())) as temporary:
             for part in missing:
                 url, name, md5 = SVHN.split_list[part]
-                utils.download_url(url, data_dir, name, md5)
+                utils.download_url(url, temporary, name, md5)
     *train, test = map(read_file, files.values())
     x, y = train[0] if len(train) == 1 else map(torch.cat, zip(*train, strict=True))
     return "svhn", f"SVHN, {split}, from {data_dir}", (3, 32, 32), 10, x, y, *test

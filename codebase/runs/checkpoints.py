@@ -5,10 +5,8 @@ weights_only=True: nothing in them is executed.
 """
 
 import contextlib
-import copy
 import pickle
 import re
-import warnings
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -57,18 +55,14 @@ def save(folder, progress, model, optimizer, experiment):
 
 def read(path):
     """The contents of a torch.save file, on the CPU. InputError if it cannot be read without executing code in it."""
-    if not Path(path).is_file():
-        raise InputError(f"{Path(path).absolute()} does not exist.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about unusual pickles, which are refused or harmless
-            if zipfile.is_zipfile(path):  # PyTorch's format; it does not check the checksums
-                with zipfile.ZipFile(path) as archive:
-                    damaged = archive.testzip()
-                    folders = [each.filename for each in archive.infolist() if each.external_attr & 0x10]
-                if damaged or folders:  # of what is marked as a folder, PyTorch would leave the tensor unread
-                    raise ValueError(f"{damaged or folders[0]} is damaged")
-            return torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):  # PyTorch's format; it does not check the checksums
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+                folders = [each.filename for each in archive.infolist() if each.external_attr & 0x10]
+            if damaged or folders:  # of what is marked as a folder, PyTorch would leave the tensor unread
+                raise ValueError(f"{damaged or folders[0]} is damaged")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # PyTorch's own message says how to read the file unsafely
         call = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it would call {call[1]}" if call else "it is damaged, or not a checkpoint"
@@ -87,15 +81,17 @@ def load_weights(model, path):
 
 
 def sizes(weights):
-    """The model of the homework that has these weights, and its sizes: ('VAE', {'--z': 10, ...}). Raises errors."""
+    """The model of the homework that has these weights, and its sizes: ('VAE', {'z_dim': 10, ...}). Raises errors."""
     n_hidden, n_in = weights["dec.net.0.weight"].shape  # first layer of the decoder; its input is (z, y)
     x_dim, z_dim = len(weights["dec.net.4.weight"]), len(weights["enc.net.4.weight"]) // 2
-    found = {"--z": z_dim, "--hidden": n_hidden, "x_dim": x_dim, "classes": n_in - z_dim}
+    found = {"z_dim": z_dim, "n_hidden": n_hidden, "x_dim": x_dim}
     if weights["enc.net.0.weight"].shape[1] != x_dim + n_in - z_dim:
         raise KeyError("enc.net.0.weight")
     if "z_pre" in weights:
-        return "GMVAE", found | {"--k": weights["z_pre"].shape[1] // 2}
-    return "SSVAE" if "cls.net.4.weight" in weights else "FSVAE" if n_in > z_dim else "VAE", found
+        return "GMVAE", found | {"k": weights["z_pre"].shape[1] // 2}
+    if n_in == z_dim:
+        return "VAE", found
+    return "SSVAE" if "cls.net.4.weight" in weights else "FSVAE", found | {"classes": n_in - z_dim}
 
 
 def why_not(own, weights):
@@ -103,30 +99,24 @@ def why_not(own, weights):
     (model, ours), (name, theirs) = sizes(own), sizes(weights)
     if name != model:
         return f"it is a {name}'s (run_{name.lower()}.py)"
-    return ", ".join(f"its {k} is {v}, not {ours[k]}" for k, v in theirs.items() if v != ours[k])
-
-
-def plain(key):
-    """The name of a weight without the prefixes of torch.compile and of DataParallel."""
-    return key.replace("_orig_mod.", "").removeprefix("module.")
+    flags = {"z_dim": "--z", "n_hidden": "--hidden", "k": "--k"}
+    return ", ".join(f"its {flags.get(k, k)} is {v}, not {ours[k]}" for k, v in theirs.items() if v != ours[k])
 
 
 def fill(model, weights, path):
     """Fill the model with weights that were read from `path`. InputError also if one is not finite."""
     own = model.state_dict()
     try:
-        weights = {key if key in own else plain(key): value for key, value in weights.items()}
         weights = {key: value for key, value in weights.items() if key in own or key not in SKIPPED}
         bad = [key for key, value in weights.items() if not value.float().isfinite().all()]
         if bad:
             raise ValueError(f"{', '.join(bad)} is not finite")
-        copy.deepcopy(model).load_state_dict(weights)  # tried first: an error leaves the model as it is
+        model.load_state_dict(weights)
     except Exception as error:  # the file can hold anything
         why = ""
         with contextlib.suppress(Exception):  # they are not a model's of the homework
             why = why_not(own, weights)
         raise InputError(f"{path} does not fit this {type(model).__name__}: {why or in_one_line(error)}.") from error
-    model.load_state_dict(weights)
 
 
 def resume(folder, model, optimizer, experiment):
@@ -146,12 +136,7 @@ def resume(folder, model, optimizer, experiment):
         fill(model, state["weights"], path)
         optimizer.load_state_dict(state["optimizer"])
         set_random_state(state["random"])
-        curves = {  # older versions saved the points of one step
-            str(tag): {int(step): float(value) for step, value in points.items()}
-            for tag, points in state.get("curves", {}).items()
-            if isinstance(points, dict)
-        }
-        return Progress(int(state["step"]), float(state["seconds"]), curves)
+        return Progress(int(state["step"]), float(state["seconds"]), dict(state["curves"]))
     except InputError:
         raise
     except Exception as error:  # the file can hold anything

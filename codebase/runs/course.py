@@ -8,15 +8,14 @@ import time
 from tqdm import tqdm
 
 from codebase import evaluate, fast, processes
-from codebase.errors import InputError, NonFiniteError
+from codebase.errors import InputError
 from codebase.precision import training_precision
 from codebase.random_state import kept_random_state
 from codebase.runs import checkpoints, files
 from codebase.runs.results import looked_at, read_results, show, write_results
-from codebase.runs.run import runs_on_other_data
 from codebase.runs.signals import catch_signals, stopped_by
 from codebase.runs.tensorboard import EventFile
-from codebase.train import check_loss, check_weights, learning_rate, set_rate, updates, values_of
+from codebase.train import check_weights, learning_rate, set_rate, updates, values_of
 
 LOG_EVERY = 100  # steps between two points of the training's curves; each needs a synchronisation with the device
 HELD_OUT = ("test", "train", "validation")  # the splits whose negative ELBO is a curve
@@ -30,7 +29,8 @@ def train_or_load(run, model, batches, splits, look):
     batches[t]: the training batch after t steps, a tuple of tensors. splits: as data.binary_splits returns them; the
     negative ELBO of those in HELD_OUT is a curve. look(model): {name: Picture or number}, called in evaluation mode at
     step 0, at each checkpoint after it is saved, and after loading. A picture becomes <name>.png, and is shown in
-    TensorBoard. A number, a float or an Estimate, is a curve; the last one is printed, and kept in results.json.
+    TensorBoard. A number, a float or an Estimate, is a curve; the last one is printed, and kept in results.json. The
+    names are others than those of the training's curves and of the report's numbers.
     """
     model.to(run.device)
     if run.start == "loaded":
@@ -49,7 +49,10 @@ def train_run(run, model, batches, splits, look):
     held_out_every = max(1, HELD_OUT_EVERY * sum(len(x) for x, *_ in held_out.values()) // flags.batch_size)
     rate = learning_rate(flags.lr, flags.lr_schedule, flags.iter_max, len(run.data.x_train) // flags.batch_size)
 
-    start = resume(run, model, optimizer) if run.start == "resumed" else begin(model, batches, held_out)
+    if run.start == "resumed":
+        start = resume(run, model, optimizer)
+    else:
+        start = checkpoints.Progress(0, 0.0, {tag: {0: value} for tag, value in nelbos(model, held_out).items()})
     run.curves = start.curves
     shown = looked_at(model, look)  # before anything is deleted or written
     prepare_folders(run)
@@ -95,7 +98,6 @@ def train_run(run, model, batches, splits, look):
             seconds = time.monotonic() - began
             if saving:
                 check_weights(model, optimizer, step)
-                writer.flush()  # a resumed run does not log the steps before its checkpoint again
                 now = checkpoints.Progress(step, start.seconds + seconds, run.curves)
                 checkpoints.save(run.checkpoints, now, model, optimizer, flags.experiment(run.data))
             show(run, writer, step, looked_at(model, look) if saving else None)
@@ -103,17 +105,6 @@ def train_run(run, model, batches, splits, look):
                 break
 
     finish(run, start, step, seconds, signals[0] if signals else stopping)
-
-
-def begin(model, batches, held_out):
-    """The Progress of a new run. An error of the model comes here, instead of after hours."""
-    check_loss(model, batches)
-    curves = {}
-    with contextlib.suppress(NonFiniteError):  # the training may make them finite
-        curves = {tag: {0: value} for tag, value in nelbos(model, held_out).items()}
-        for split in held_out.values():  # what only the report needs, on two images
-            evaluate.iwae(model, tuple(rows[:2] for rows in split), [2])
-    return checkpoints.Progress(0, 0.0, curves)
 
 
 def nelbos(model, held_out):
@@ -127,17 +118,15 @@ def resume(run, model, optimizer):
     """Restore the run's last save. Returns its Progress."""
     start = checkpoints.resume(run.checkpoints, model, optimizer, run.flags.experiment(run.data))
     print(f"resuming after step {start.step:,}", flush=True)
-    results = read_results(run, start.step)
-    run.record |= results if start.step >= run.flags.iter_max else {"trained": results.get("trained", {})}
+    if start.step >= run.flags.iter_max:
+        run.record |= read_results(run, start.step)
     return start
 
 
 def finish(run, start, step, seconds, stopping):
     """Say how the training has ended, here and in results.json. A signal that has ended it has its usual effect now."""
     run.record["step"] = step
-    now, before = run.record["evaluated"], run.record.get("trained", {})
-    codes = sorted({*map(str, before.get("code", [])), *now["code"]})
-    run.record["trained"] = now | {"code": codes, "steps": step, "seconds": round(start.seconds + seconds, 2)}
+    run.record["trained"] = run.record["evaluated"] | {"steps": step, "seconds": round(start.seconds + seconds, 2)}
     write_results(run)
     if step > start.step:
         done = step - start.step
@@ -145,9 +134,7 @@ def finish(run, start, step, seconds, stopping):
     else:
         print(f"nothing to train: this run is already at step {step:,}; a larger --iter_max trains longer", flush=True)
     if stopping:
-        again = "--resume 1" if run.flags.replicates == 1 else "the same command"
-        again += " without --overwrite 1" if run.flags.overwrite else ""
-        print(f"stopped after step {step:,}, which is saved: {again} resumes it, --train 0 evaluates it.", flush=True)
+        print(f"stopped after step {step:,}, which is saved: --resume 1 resumes it, --train 0 evaluates it", flush=True)
         signal.raise_signal(stopping)
         sys.exit(128 + stopping)  # if the signal is handled in a way that does not end the process
 
@@ -195,7 +182,6 @@ def load(run, model):
         if step not in done:
             others = sorted(each.name for each in run.checkpoints.parent.glob(f"model={run.model}_*"))
             first = f"train first (there is {', '.join(others) or 'no other run of this model'})"
-            first = "; ".join(runs_on_other_data(run.model, run.flags)) or first
             there = f"there are steps {', '.join(map(str, done))}" if done else first
             raise InputError(f"{run.checkpoints} has no model-{f'{step:05d}' if step else '*'}.pt: {there}.")
         path = checkpoints.weights_path(run.checkpoints, step)

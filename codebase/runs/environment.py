@@ -1,16 +1,10 @@
-"""The device of a run, and the versions, commit and digest of its code."""
+"""The device of a run, and the commit of its code."""
 
-import contextlib
 import datetime
-import functools
-import hashlib
 import os
-import platform
 import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from codebase import processes
@@ -32,15 +26,11 @@ def choose_device(wanted):
 
 
 def environment(device):
-    """The device, versions, commit and date, for results.json. device: its description."""
+    """The device, version of PyTorch, commit and date, for results.json. device: its description."""
     return {
         "device": device,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": np.__version__,
         "commit": git_commit(),
-        "code": [code_digest()],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -52,14 +42,3 @@ def git_commit():
         return subprocess.check_output(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-@functools.cache  # the files may change while the process runs
-def code_digest():
-    """A digest of the code of this process: of the package, and of the script that was started."""
-    digest, package, script = hashlib.sha256(), Path(__file__).parent.parent, Path(sys.argv[0])
-    modules = [path for path in sorted(package.rglob("*.py")) if "/." not in f"/{path.relative_to(package).as_posix()}"]
-    for path in [*modules, *([script] if script.suffix == ".py" else [])]:
-        with contextlib.suppress(OSError):  # what vanishes meanwhile is no code
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:8]

@@ -44,10 +44,8 @@ def write_atomically(path, write):
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # flush the new name, too
         folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        os.fsync(folder)
+        os.close(folder)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,8 @@
 
 import contextlib
 import os
-import re
 import sys
 from pathlib import Path
-
-import torch
 
 from codebase import processes
 from codebase.errors import InputError, NonFiniteError
@@ -24,14 +21,12 @@ class IgnoringWriteErrors:
         if hasattr(self.stream, "reconfigure"):  # a notebook's stream has no such method
             self.stream.reconfigure(errors="backslashreplace")  # for characters that the terminal does not have
 
-    def write(self, text, write=True):
+    def write(self, text):
         try:
-            self.stream.write(text) if write else self.stream.flush()
+            self.stream.write(text)
+            self.stream.flush()  # here, where its error is caught
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-
-    def flush(self):
-        self.write("", write=False)
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -43,14 +38,8 @@ def run_main(model, main, own_flags, description, usual_data="mnist", **defaults
     model: its name, such as 'vae'; the others as in flags.parse_flags and run.open_run. An error that the user can
     correct ends the script with a sentence and exit code 2.
     """
-    this = processes.launched()
-    out = IgnoringWriteErrors(sys.stdout if this == 0 else None)  # of torchrun's processes only the first one prints
+    out = IgnoringWriteErrors(None if processes.launched() else sys.stdout)  # torchrun's first process prints for all
     err = IgnoringWriteErrors(sys.stderr)
-
-    def fail(error, code):
-        process = f" (process {this})" if this else ""
-        print(f"{Path(sys.argv[0]).name}{process}: error: {error}", file=err)
-        sys.exit(code)
 
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -60,24 +49,9 @@ def run_main(model, main, own_flags, description, usual_data="mnist", **defaults
             else:
                 with processes.on_one_run(flags.device):
                     execute(open_run(model, flags, usual_data), main)
-        except (InputError, OSError) as error:
-            fail(error, 2)
-        except NonFiniteError as error:
-            fail(error, 1)
-        except KeyboardInterrupt:  # Python ends itself by SIGINT, so that a shell's loop ends, too
-            sys.excepthook = lambda *error: None  # without a traceback
-            raise
-        except (MemoryError, RuntimeError) as error:
-            lost = getattr(torch.distributed, "DistError", ())  # some builds of PyTorch have one process only
-            if isinstance(error, lost) or (processes.size() > 1 and "gloo" in str(error)):
-                fail(f"another process of this run has ended ({str(error).splitlines()[0]})", 1)
-            # On a CPU, PyTorch raises a RuntimeError that only its text identifies.
-            too_large = re.search("allocate memory|overflowed", str(error))
-            if too_large or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-                fail("there is not enough memory: use smaller numbers in the flags.", 2)
-            raise
-        finally:
-            out.flush(), err.flush()
+        except (InputError, NonFiniteError, OSError) as error:
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=err)
+            sys.exit(1 if isinstance(error, NonFiniteError) else 2)
 
 
 def run_series(model, main, flags, usual_data):

@@ -3,28 +3,21 @@
 import io
 import json
 import math
-import re
-import shlex
-import sys
 
 from PIL import Image
 
 from codebase import evaluate, pictures
-from codebase.errors import InputError, NonFiniteError
+from codebase.errors import NonFiniteError
 from codebase.pictures import Picture
 from codebase.runs.files import write_atomically
 from codebase.runs.tables import means, printed_name
-
-TAKEN = (  # names of the loop's curves and of the report's numbers
-    r"^(train|gen|class|eval)/|^curves$|(^|/)(nelbo|kl\w*|rec|iwae_\d+|ess|latent_units|confusion)$"
-)
 
 
 def read_results(run, step):
     """This run's results.json, if it is of this step; an empty dict if it is not, absent or damaged."""
     try:
         record = json.loads((run.logs / "results.json").read_text(encoding="utf-8"))
-        means(record["results"]), dict(record["experiment"]), list(record.get("trained", {}).get("code", []))
+        means(record["results"]), dict(record["experiment"])
         del record["evaluated"]
         return record if record.get("step") == step else {}
     except Exception:  # a damaged file can hold anything; its numbers are computed again
@@ -47,29 +40,17 @@ def write_results(run):
     write_atomically(run.logs / "results.json", lambda file: file.write(text))
 
 
-def add_results(run, split, **numbers):
-    """Add numbers to the results of a split, and write results.json."""
-    run.record["results"].setdefault(split, {}).update(numbers)
-    write_results(run)
-
-
 def looked_at(model, look):
-    """What look(model) returns, {name: Picture or Estimate}. InputError for other values, NonFiniteError for nan."""
+    """What look(model) returns, {name: Picture or Estimate}. NonFiniteError if a number is not finite."""
     with evaluate.evaluating(model):
-        shown = look(model)
-    if not isinstance(shown, dict):
-        raise InputError(f"`look` must return a dict, {{name: Picture or number}}; it returned {type(shown).__name__}.")
+        shown = dict(look(model))
     for name, value in shown.items():
-        if not isinstance(name, str) or re.search(TAKEN, name) or (isinstance(value, Picture) and "/" in name):
-            raise InputError(f"`look` needs another name than {name!r}, which the report or the training uses itself.")
-        if not isinstance(value, (Picture, evaluate.Estimate)):
-            try:
-                shown[name] = evaluate.Estimate(float(value), math.nan, 1)
-            except (TypeError, ValueError) as error:
-                what = f"{name} of `look` is {type(value).__name__}"
-                raise InputError(f"{what}; it must be a Picture, a number or an Estimate.") from error
-        if isinstance(shown[name], evaluate.Estimate) and not math.isfinite(shown[name].mean):
-            raise NonFiniteError(f"{name} of `look` is {shown[name].mean}.")
+        if isinstance(value, Picture):
+            continue
+        if not isinstance(value, evaluate.Estimate):
+            shown[name] = value = evaluate.Estimate(float(value), math.nan, 1)
+        if not math.isfinite(value.mean):
+            raise NonFiniteError(f"{name} of `look` is {value.mean}.")
     return shown
 
 
@@ -81,9 +62,11 @@ def show(run, writer, step, shown):
     numbers = {name: value for name, value in (shown or {}).items() if not isinstance(value, Picture)}
     for name, number in numbers.items():
         run.curves.setdefault(name, {})[step] = number.mean
-    for tag, points in run.curves.items():
-        if writer is not None and step in points:
-            writer.add_scalar(tag, points[step], step)
+    if writer is not None:
+        for tag, points in run.curves.items():
+            if step in points:
+                writer.add_scalar(tag, points[step], step)
+        writer.flush()
     if shown is None:
         return
     run.numbers = numbers
@@ -116,57 +99,45 @@ def report(run, model, splits, bits=False):
     The ELBO always; the IWAE bounds with --train 0 or 2, on the whole test set only with --full 1. bits: also in bits
     per dimension, for models of 8-bit images; of a density, those of the images with noise (evaluate.dequantised).
     """
-    whose = {
-        "subset": "the homework's test subset" if run.data.name == "mnist" else "a fixed subset of the test set",
-        "test": "the whole test set",
-        "validation": "the validation images",
-    }
+    noise, ms = bits and model.is_density, run.flags.iw_eval
 
-    def in_bits(estimates):
-        dimensions, is_density = run.data.x_dim, model.is_density
-        return {k: evaluate.bits_per_dimension(nats, dimensions, is_density) for k, nats in estimates.items()}
-
-    def keep(estimates, ending=""):
-        add_results(run, name, **{f"{number}{ending}": value.record() for number, value in estimates.items()})
+    def in_bits(nats):
+        return evaluate.bits_per_dimension(nats, run.data.x_dim, model.is_density)
 
     if splits:
-        are_binary = all(((x == 0) | (x == 1)).all() for x, *_ in splits.values())
-        binary = ", which are binarised once with a fixed seed" if are_binary else ""
-        print(f"\nIn nats, each ± its standard error over the images{binary}.")
+        print("\nIn nats, each ± its standard error over the images.")
     for name, split in splits.items():
         if name == "train":
             continue
-        print(f"\n{run.data.name}, {whose.get(name, name)} ({len(split[0]):,} images)")
+        print(f"\n{run.data.name}, {name}: {len(split[0]):,} images")
         terms = evaluate.elbo(model, split)
         print("  ".join(f"{printed_name(term)}: {value}" for term, value in terms.items()), flush=True)
-        keep(terms)
+        add_results(run, name, terms)
         if bits:
-            noisy = evaluate.elbo(model, split, noise=True) if model.is_density else terms
-            coded = in_bits({"nelbo": noisy["nelbo"], "rec": noisy["rec"]})
-            print(f"Bits per dimension: NELBO: {coded['nelbo']:.4f}  Rec: {coded['rec']:.4f}", flush=True)
-            keep(coded, "_bits")
+            noisy = evaluate.elbo(model, split, noise=True) if noise else terms
+            nelbo, rec = in_bits(noisy["nelbo"]), in_bits(noisy["rec"])
+            print(f"Bits per dimension: NELBO: {nelbo:.4f}  Rec: {rec:.4f}", flush=True)
+            add_results(run, name, {"nelbo_bits": nelbo, "rec_bits": rec})
         if len(split[0]) > 1:  # nothing varies with a single image
             units = evaluate.latent_units(model, split)
             print(f"Active latent units: {units['active']} of {units['units']}", flush=True)
-            add_results(run, name, latent_units=units)
+            add_results(run, name, {"latent_units": units})
         if run.flags.train != 1 and (name == "subset" or run.flags.full):
-            ms = run.flags.iw_eval
             bounds, ess = evaluate.iwae(model, split, ms)
-            noisy = evaluate.iwae(model, split, ms, noise=True)[0] if bits and model.is_density else bounds
-            coded = in_bits(noisy) if bits else {}
+            noisy = evaluate.iwae(model, split, ms, noise=True)[0] if noise else bounds
             for m, value in bounds.items():
-                more = f" ({coded[m]:.4f} bits per dimension)" if bits else ""
+                coded = {f"iwae_{m}_bits": in_bits(noisy[m])} if bits else {}
+                more = "".join(f" ({each:.4f} bits per dimension)" for each in coded.values())
                 print(f"Negative {printed_name(f'iwae_{m}')}: {value}{more}")
+                add_results(run, name, {f"iwae_{m}": value} | coded)
             percent = evaluate.Estimate(100 * ess.mean, 100 * ess.se, ess.n)
             print(f"Relative effective sample size of {max(ms)} importance weights, %: {percent}", flush=True)
             if max(ms) > 1:
                 gap, few = evaluate.iwae_gap(ess, max(ms)), int((max(ms) * ess.values < 10).sum())
                 but = f"; more for {few:,} images with fewer than 10 effective samples" if few else ""
                 print(f"Estimated gap of {printed_name(f'iwae_{max(ms)}')} to -log p(x): {gap:.3f}{but}", flush=True)
-                keep({"iwae_gap": gap})
-            keep({f"iwae_{m}": value for m, value in bounds.items()})
-            keep({f"iwae_{m}": value for m, value in coded.items()}, "_bits")
-            add_results(run, name, ess=ess.record() | {"samples": max(ms)})
+                add_results(run, name, {"iwae_gap": gap})
+            add_results(run, name, {"ess": ess.record() | {"samples": max(ms)}})
     if run.numbers:
         lines = (f"{printed_name(name.replace('/', ' '))}: {number}" for name, number in run.numbers.items())
         print("\n" + "\n".join(lines), flush=True)
@@ -178,20 +149,23 @@ def report_confusion(run, model):
     print(f"\nTest images by true class (row) and predicted class (column){', the first 20' * (len(counts) > 20)}")
     rows = [["", *range(len(counts))], *([c, *of_class] for c, of_class in enumerate(counts))]
     print("\n".join("".join(f"{cell:>6}" for cell in row[:21]) for row in rows[:21]), flush=True)
-    add_results(run, "test", confusion=counts)
+    add_results(run, "test", {"confusion": counts})
+
+
+def add_results(run, split, numbers):
+    """Add numbers, {name: Estimate, or what JSON has}, to the results of a split, and write results.json."""
+    records = {name: each.record() if isinstance(each, evaluate.Estimate) else each for name, each in numbers.items()}
+    run.record["results"].setdefault(split, {}).update(records)
+    write_results(run)
 
 
 def complete(run):
     """Write results.json with the numbers of the last look: the run is complete. Say where its pictures are."""
     for name, number in run.numbers.items():
         *split, name = name.split("/", 1)
-        run.record["results"].setdefault("".join(split), {})[name] = number.record()
+        add_results(run, "".join(split), {name: number})
     run.record["complete"] = True
     write_results(run)
-    names = sorted((path.name for path in run.logs.glob("*.png")), key=lambda name: (name != "samples.png", name))
-    if names:
-        print(f"\npictures     {', '.join([str(run.logs / names[0]), *names[1:]])}", flush=True)
-    if run.flags.train == run.flags.replicates == 1 and "nelbo" in run.record["results"].get("subset", {}):
-        command = re.sub(r" --(overwrite|resume)[ =]1", "", shlex.join(["python", *sys.argv]))
-        command += " --dataset glyphs" * (run.data.name == "glyphs" and run.flags.dataset == "auto")
-        print(f"next         for the IWAE bounds: {command} --train 0", flush=True)
+    print(f"\npictures     {run.logs}: {', '.join(sorted(path.name for path in run.logs.glob('*.png')))}", flush=True)
+    if run.flags.train == run.flags.replicates == 1 and "subset" in run.record["results"]:
+        print("next         for the IWAE bounds: the same command with --train 0", flush=True)

@@ -2,9 +2,7 @@
 
 import argparse
 import contextlib
-import json
 import os
-import shlex
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,23 +48,16 @@ def open_run(model, flags, usual_data="mnist"):
     wanted = flags.dataset
     if wanted == "auto" and (flags.data_dir or flags.resume or flags.train == 0):
         wanted = usual_data
-    try:
-        images = data.load(wanted, flags.data_dir or "data", usual_data, getattr(flags, "split", "extra"))
-    except data.DownloadError as error:
-        raise InputError(" ".join([str(error), *(f"{run}." for run in runs_on_other_data(model, flags))])) from error
+    images = data.load(wanted, flags.data_dir or "data", usual_data, getattr(flags, "split", "extra"))
     images = images.hold_out(flags.validation).to(device)
     if images.name != "svhn" and hasattr(flags, "split"):
         flags.split = None
-    if flags.train and flags.batch_size > len(images.x_train):
-        raise InputError(f"--batch_size {flags.batch_size} is more than the {len(images.x_train):,} training images.")
     if flags.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
     torch.use_deterministic_algorithms(bool(flags.deterministic))
     name = flags.run_name(model, images, usual_data)
     if flags.checkpoint is not None:
         path = Path(flags.checkpoint)
-        if not path.is_file():
-            raise InputError(f"--checkpoint {path}: there is no such file.")
         name = f"{name.rpartition('_run=')[0]}_checkpoint={name_in_run(path, zlib.crc32(path.read_bytes()))}"
     if len(set(processes.gather([name]))) > 1:
         raise InputError("the processes of this run have different data: one of them could not download it.")
@@ -78,33 +69,16 @@ def open_run(model, flags, usual_data="mnist"):
         "name": name,
         "flags": flags.values(),
         "experiment": flags.experiment(images),
-        "data": images.about(),
+        "data": {key: getattr(images, key) for key in ("name", "origin", "shape", "classes")} | images.sizes(),
         "evaluated": environment(device_in_words),
         "results": {},
     }
     print(f"device       {device_in_words}")
-    print(f"data         {images.origin}: {images.sizes()}")
+    print(f"data         {images.origin}: {', '.join(f'{n:,} {of}' for of, n in images.sizes().items())} images")
     print(f"run          {name}, seed {flags.seed}")
     print(f"checkpoints  {flags.checkpoint or folder}")
     print(f"curves       {logs} (tensorboard --logdir logs --samples_per_plugin images=100)", flush=True)
     return Run(model, name, flags, images, device, folder, logs, record)
-
-
-def runs_on_other_data(model, flags):
-    """Of each run that differs from these flags only in its data, what they are, and the flags that name them."""
-    same = [flag.name for flag in flags.table if flag.experiment and flag.name not in ("dataset", "split")]
-    found = []
-    for path in sorted(Path("logs").glob(f"model={model}_*/results.json")):
-        with contextlib.suppress(Exception):  # a damaged file can hold anything
-            record = json.loads(path.read_text(encoding="utf-8"))
-            then, about = record["flags"], record["data"]
-            add = {"dataset": "glyphs" if about["name"] == "glyphs" else then["dataset"]}
-            if about["name"] in ("mnist", "svhn"):
-                add["data_dir"] = then["data_dir"] or "data"
-            add = [f"--{k} {shlex.quote(v)}" for k, v in add.items() if v not in ("auto", getattr(flags, k))]
-            if add and all(then[name] == getattr(flags, name) for name in [*same, "run"]):
-                found.append(f"{path.parent.name} is on {about['origin']}: add {' '.join(add)}")
-    return found
 
 
 def execute(run, main):
@@ -134,7 +108,7 @@ def how_it_starts(run):
         return "finished"
     if state and (flags.resume or flags.replicates > 1):
         return "resumed"
-    at = f" at step {done[-1]:,}" + (f" of {flags.iter_max:,}" if done[-1] < flags.iter_max else "") if done else ""
+    at = f" at step {done[-1]:,}" if done else ""
     what = f"{folder} already holds a run{at}" if state else f"{folder} holds weights, but no training.pt"
     raise InputError(
         f"{what}. --resume 1 resumes a run that has a training.pt, --train 0 evaluates it, "

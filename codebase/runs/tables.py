@@ -37,7 +37,7 @@ def read(folders, seeds=None):
         model, configuration, step, data, precision     such as 'vae', 'vae_z=10', 20000, 'mnist (...)', 'float32'
         experiment              {flag: value} of the flags that decide the weights, without the seed
         runs, seeds, seconds    of each run: its number, its seed, the seconds of its training
-        made                    the devices, days, versions of torch, commits and digests of the code, as far as known
+        made                    the devices, days, versions of torch and commits, as far as known
         results                 {'test nelbo': {'mean', 'se', 'values'}}: mean and standard error over the runs, or None
                                 for one run; in values, None stands for a run without that number
     """
@@ -73,8 +73,7 @@ def parts_of(record):
         "precision": str(flags["precision"]),
         "experiment": {flag: value for flag, value in record["experiment"].items() if flag != "seed"},
     }
-    made = {what: [trained.get(what)] for what in ("device", "torch", "commit")}
-    made |= {"code": list(trained.get("code", [])), "day": [str(trained.get("date"))[:10]]}
+    made = {what: trained.get(what) for what in ("device", "torch", "commit")} | {"day": str(trained.get("date"))[:10]}
     numbers = means(record["results"])
     if not all(abs(value) < 1e100 for value in numbers.values()):  # so that its square is finite, too
         raise ValueError("a number in it is not finite")
@@ -103,7 +102,7 @@ def over_runs(runs):
         "runs": [run["run"] for run in runs],
         "seeds": [run["seed"] for run in runs],
         "seconds": [run["seconds"] for run in runs],
-        "made": {w: sorted({str(each) for run in runs for each in run["made"][w]} - {"None"}) for w in runs[0]["made"]},
+        "made": {what: sorted({str(run["made"][what]) for run in runs} - {"None"}) for what in runs[0]["made"]},
         "results": results,
     }
 
@@ -144,10 +143,7 @@ def markdown(rows):
 
 
 def rows(configurations, first=None):
-    """The head and rows of a table: a column for each configuration, a row for each number, `first` before others.
-
-    There are rows of torch and code only if the runs of one configuration differ in them.
-    """
+    """The head and rows of a table: a column for each configuration, a row for each number, `first` before others."""
     found = [
         ["mean ± standard error over the runs", *(config["configuration"] for config in configurations)],
         ["runs", *(len(config["runs"]) for config in configurations)],
@@ -156,10 +152,6 @@ def rows(configurations, first=None):
         ["data", *(config["data"] for config in configurations)],
         ["precision", *(config["precision"] for config in configurations)],
     ]
-    for what in ("torch", "code"):
-        made = [config["made"].get(what, []) for config in configurations]
-        if any(len(each) > 1 for each in made):
-            found.append([what, *map(", ".join, made)])
     names = dict.fromkeys(name for config in configurations for name in config["results"])
     for name in sorted(names, key=lambda name: name != first):
         numbers = (config["results"].get(name) for config in configurations)

@@ -11,7 +11,6 @@ from tensorboardX.record_writer import RecordWriter
 from codebase import processes
 from codebase.runs.files import errors_with_path
 
-FLUSH_SECONDS = 10
 BLOB_SEQUENCE = b"\x20\x03"  # data_class in SummaryMetadata: TensorBoard needs it to show a description of an image
 
 
@@ -27,7 +26,6 @@ class EventFile:
         name = f"events.out.tfevents.{time.time():.6f}"  # TensorBoard reads the files in this order
         self.path = folder / name if processes.rank() == 0 else os.devnull
         self.file = RecordWriter(str(self.path))
-        self.flushed = time.monotonic()
         self.write(file_version="brain.Event:2")
         self.write(step=first, session_log=SessionLog(status=SessionLog.START))
 
@@ -36,17 +34,14 @@ class EventFile:
             self.file.close()
 
     def write(self, **event):
-        """Add an event. Every few seconds all are flushed, so that TensorBoard shows what is new."""
+        """Add an event."""
         with errors_with_path(self.path):
             self.file.write(Event(wall_time=time.time(), **event).SerializeToString())
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self.flush()
 
     def flush(self):
         if self.path != os.devnull:  # no disk, and so an error
             with errors_with_path(self.path):
                 self.file.flush()
-        self.flushed = time.monotonic()
 
     def add_scalar(self, tag, value, step):
         """A point of a curve. value: a float."""
@@ -64,8 +59,7 @@ class EventFile:
         self.write(step=step, summary=of_image)
 
     def add_flags(self, flags):
-        """The flags of a run, for the tabs TEXT and HPARAMS. That one takes its other columns from the curves."""
-        self.write(step=0, summary=summary.text("flags", "\n".join(f"    {k} = {v}" for k, v in flags.items())))
+        """The flags of a run, for the tab HPARAMS, which takes its other columns from the curves."""
         single = (int, float, type(None))  # None has an empty cell
         flags = {name: value if isinstance(value, single) else str(value) for name, value in flags.items()}
         self.write(step=0, summary=summary.hparams(flags, {})[1])
