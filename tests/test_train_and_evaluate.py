@@ -39,7 +39,7 @@ def test_train_then_evaluate(vae, folders):
     assert re.fullmatch(r"model=vae_z=2_data=digits-[0-9a-f]{8}_batch=50_run=0000", checkpoints.name)
     lines = out.splitlines()
     assert lines[0].startswith("device       cpu")
-    assert "300 train, 120 test, 0 validation images" in lines[1]
+    assert "300 train, 120 test images" in lines[1]
     assert checkpoints.name in lines[2]
     assert len(re.findall(rf"^NELBO: {NUMBER}  KL: {NUMBER}  Rec: {NUMBER}$", out, re.M)) == 2
     assert "Negative IWAE" not in out

@@ -74,7 +74,7 @@ def open_run(model, flags, usual_data="mnist"):
         "results": {},
     }
     print(f"device       {device_in_words}")
-    print(f"data         {images.origin}: {', '.join(f'{n:,} {of}' for of, n in images.sizes().items())} images")
+    print(f"data         {images.origin}: {', '.join(f'{n:,} {of}' for of, n in images.sizes().items() if n)} images")
     print(f"run          {name}, seed {flags.seed}")
     print(f"checkpoints  {flags.checkpoint or folder}")
     print(f"curves       {logs} (tensorboard --logdir logs --samples_per_plugin images=100)", flush=True)
