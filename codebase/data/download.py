@@ -26,7 +26,7 @@ def downloading(what, files):
     print(f"downloading  {what} to {folder}", flush=True)
     try:
         socket.setdefaulttimeout(TIMEOUT)
-        with tempfile.TemporaryDirectory(prefix="download-", dir=existing) as temporary:
+        with tempfile.TemporaryDirectory(prefix="download-", dir=existing) as temporary:  # a failure makes no folder
             yield Path(temporary)
             folder.mkdir(parents=True, exist_ok=True)
             for path in Path(temporary).rglob("*"):
