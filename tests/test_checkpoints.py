@@ -211,3 +211,20 @@ def test_a_tensor_that_is_marked_as_a_folder_is_noticed(begun):
         path.write_bytes(whole[:attributes] + bytes([whole[attributes] ^ 0x10]) + whole[attributes + 1 :])
         with pytest.raises(InputError, match=r"model-00002.pt cannot be read: .* is damaged"):
             checkpoints.read(path)
+
+
+def test_a_bit_that_flips_anywhere_is_noticed_or_harmless(begun):
+    """In a training state and in a checkpoint. PyTorch itself does not look at the checksums of its archives."""
+    for name in ("training.pt", "model-00002.pt"):
+        path = begun[0] / name
+        whole = path.read_bytes()
+        noticed = 0
+        for place in range(1, len(whole), len(whole) // 40):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+            try:
+                content = checkpoints.read(path)
+            except InputError:
+                noticed += 1
+            else:
+                assert same(content, torch.load(io.BytesIO(whole), weights_only=True))
+        assert noticed > 35, noticed

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -211,6 +212,14 @@ def test_a_step_that_does_something_else_is_not_used_and_changes_nothing(
     assert how.startswith(f"not compiled: the plain step ({reason}"), how
     assert torch.get_rng_state().equal(random)
     torch.testing.assert_close((model.state_dict(), optimizer.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.7, 1.3, 2.0, math.nan])
+def test_a_change_that_is_three_tenths_wrong_is_no_rounding(moved):
+    expected = {"w": (torch.zeros(100), torch.ones(100))}
+    fast.compare({"w": (torch.zeros(100), torch.full((100,), 1.1))}, expected)
+    with pytest.raises(ArithmeticError, match=r"w differs by"):
+        fast.compare({"w": (torch.zeros(100), torch.full((100,), moved))}, expected)
 
 
 def test_trying_it_leaves_buffers_and_every_group_of_the_optimizer_alone():

@@ -15,6 +15,11 @@ def test_what_changes_the_experiment_joins_the_name(vae, tmp_path):
     for args in ((), ("--iw", 5), ("--lr", 3e-4), ("--seed", 7), ("--z", 3), ("--run", 2)):
         assert vae("--iter_max", 2, "--hidden", 20, *args)[0] == 0
     folders = list((tmp_path / "checkpoints").iterdir())
+    first, other = (
+        weights(next(path for path in folders if path.name.endswith(end)), 2)["enc.net.0.weight"]
+        for end in ("_batch=50_run=0000", "_batch=50_seed=7_run=0000")
+    )
+    assert (first - other).norm() > first.norm()  # the seed decides the initial weights, not only the batches
     assert len({tuple(weights(path, 2)["enc.net.0.weight"].flatten()[:50].tolist()) for path in folders}) == 6
     assert {re.sub(r"_hidden=20|_data=digits-[0-9a-f]{8}|_batch=50", "", path.name) for path in folders} == {
         "model=vae_z=10_run=0000",

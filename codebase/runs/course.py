@@ -67,8 +67,6 @@ def train_run(run, model, batches, splits, look):
             writer.add_flags({"model": run.model} | run.record["experiment"])
         show(run, writer, step, shown)  # again if the run was resumed: it may have ended before it was shown
         training_step = faster_step(run, model, optimizer, batches, step)
-        if rate is not None:
-            set_rate(optimizer, rate(step))
         points = []  # the loss and its terms at each step since the last check, on the device
         steps = updates(model, batches, range(step, flags.iter_max), optimizer, training_step)
         hidden = step >= flags.iter_max or processes.launched() > 0
