@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from torch.utils.flop_counter import FlopCounterMode
 
+from codebase import data
 from codebase.models.ssvae import SSVAE
 from codebase.nns import MLP
 
@@ -197,3 +198,18 @@ def test_the_mean_of_z_is_averaged_over_the_labels():
     means = [model.posterior(x, F.one_hot(torch.full((6,), y), 10).double())[0] for y in range(10)]
     torch.testing.assert_close(model.mean_z(x), sum(q[:, y, None] * means[y] for y in range(10)))
     torch.testing.assert_close(model.mean_z(x, labels(*[3] * 6).double()), means[3])
+
+
+def test_with_lw_the_labelled_images_are_not_among_those_without(on_digits, monkeypatch):
+    """The first sum of objectives (a) and (b) is over the images without a label, that of (c) over all."""
+    seen, make = [], data.semi_supervised_batches
+
+    def kept(x, x_labelled, *others):
+        seen.append([sorted(images.tolist()) for images in (x, x_labelled)])
+        return make(x, x_labelled, *others)
+
+    monkeypatch.setattr(data, "semi_supervised_batches", kept)
+    for lw in (0, 0.1):
+        assert on_digits("run_ssvae.py", "--lw", lw, "--hidden", 9, "--iter_max", 1)[0] == 0
+    (every, labelled), (others, _) = seen
+    assert sorted(others + labelled) == every
