@@ -224,7 +224,7 @@ def extended(tmp_path):
     """The code with the examples in it. Returns its folder."""
     assert list(EXAMPLES) == [
         *("codebase/models/vampvae.py", "codebase/models/twolayervae.py"),
-        *("codebase/models/betavae.py", "run_betavae.py", "run_convvae.py"),
+        *("codebase/models/betavae.py", "run_betavae.py", "codebase/models/dregvae.py", "run_convvae.py"),
         *("codebase/models/logisticfsvae.py", "run_m1m2.py", "judge.py"),
     ]
     shutil.copytree(ROOT / "codebase", tmp_path / "codebase", ignore=shutil.ignore_patterns("__pycache__"))
@@ -232,7 +232,8 @@ def extended(tmp_path):
     for name, code in EXAMPLES.items():
         (tmp_path / name).write_text(code)
     copies = COPIES.findall(EXTENDING)
-    assert [name for _, name, _ in copies] == ["run_vampvae.py", "run_twolayervae.py", "run_logisticfsvae.py"]
+    names = [f"run_{name}.py" for name in ("vampvae", "twolayervae", "dregvae", "logisticfsvae")]
+    assert [name for _, name, _ in copies] == names
     for like, name, changes in copies:
         (tmp_path / name).write_text(edited(like, *re.findall(r"`([^`]+)`\s+by\s+`([^`]+)`", changes)))
     above = ("def main(run):", f"{LAPLACE}\n\ndef main(run):")
@@ -326,7 +327,7 @@ def test_the_edits_of_the_run_scripts_can_be_made(extended):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["twolayervae", "vampvae", "betavae", "convvae", "laplacevae"])
+@pytest.mark.parametrize("name", ["twolayervae", "vampvae", "betavae", "dregvae", "convvae", "laplacevae"])
 def test_examples_train_and_are_evaluated(example, name):
     small = ("--k", 7) if name == "vampvae" else ()
     out = example(f"run_{name}.py", "--iter_max", 5, "--replicates", 2, "--train", 2, "--iw_eval", "1,5", *small)
