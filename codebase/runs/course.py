@@ -124,7 +124,8 @@ def resume(run, model, optimizer):
 def finish(run, start, step, seconds, stopping):
     """Say how the training has ended, here and in results.json. A signal that has ended it has its usual effect now."""
     run.record["step"] = step
-    run.record["trained"] = run.record["evaluated"] | {"steps": step, "seconds": round(start.seconds + seconds, 2)}
+    trained = run.record["evaluated"] | {"steps": step, "seconds": round(start.seconds + seconds, 2)}
+    run.record.setdefault("trained", trained)  # a run with nothing to train keeps what it has read
     write_results(run)
     if step > start.step:
         done = step - start.step
