@@ -16,6 +16,7 @@ from codebase.models.vae import VAE
 from codebase.runs import course
 from codebase.runs.flags import parse_flags
 from codebase.runs.run import execute, open_run
+from codebase.runs.signals import catch_signals
 
 NUMBERS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU
 STOPS = {number: 128 + number for number in NUMBERS}  # and the exit codes in a shell
@@ -207,3 +208,12 @@ def test_a_process_can_train_the_same_run_again(script, digits, few_draws):
     assert "iwae_2" in record["results"]["subset"]
     with pytest.raises(InputError, match="already holds a run"):
         execute(opened(), code["main"])
+
+
+def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch):
+    """signal.getsignal returns None for it, and it could not be restored."""
+    handler = signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda n: None if n == signal.SIGUSR1 else handler(n))
+    with catch_signals():
+        assert handler(signal.SIGUSR1) == signal.SIG_DFL
+        assert handler(signal.SIGUSR2) != signal.SIG_DFL

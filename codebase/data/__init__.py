@@ -103,7 +103,7 @@ def require_labels(data):
     need = "this model needs labels of at least two classes, from 0 on, each with training images"
     if data.classes < 2:
         raise InputError(f"{data.origin} has {'labels of one class only' if data.classes else 'no labels'}; {need}.")
-    absent = sorted({*range(data.classes)} - {*data.y_train.tolist()})
+    absent = sorted({*range(data.classes)} - {*data.y_train.unique().tolist()})
     if absent:
         shuffle = "; --validation holds out the last ones: shuffle them" if data.n_validation else ""
         raise InputError(f"{data.origin} has no training image of class {absent[0]}; {need}{shuffle}.")

@@ -27,7 +27,8 @@ def catch_signals():
 
     main = threading.current_thread() is threading.main_thread()
     numbers = [getattr(signal, name) for name in ENDS if main and hasattr(signal, name)]
-    before = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
+    # None is a handler that is not Python's, and could not be restored.
+    before = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) not in (signal.SIG_IGN, None)}
     try:
         yield signals
     finally:
