@@ -126,6 +126,7 @@ def test_only_a_new_run_without_data_dir_may_be_on_glyphs(tiny_mnist, no_network
 
     code, out, _ = script(*train, "--run", 1)
     assert (code, out.count("USING THE BUILT-IN GLYPHS INSTEAD")) == (0, 1)
+    assert out.endswith("the same command with --train 0 and --dataset glyphs\n")
     code, _, err = script(*train, "--run", 1, "--train", 0, "--data_dir", "mine")
     assert code == 2
     assert "train first (there is model=vae_z=10_hidden=4_batch=10_run=0000, model=vae_z=10_hidden=4_data=glyphs" in err

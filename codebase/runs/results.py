@@ -168,4 +168,5 @@ def complete(run):
     write_results(run)
     print(f"\npictures     {run.logs}: {', '.join(sorted(path.name for path in run.logs.glob('*.png')))}", flush=True)
     if run.flags.train == run.flags.replicates == 1 and "subset" in run.record["results"]:
-        print("next         for the IWAE bounds: the same command with --train 0", flush=True)
+        glyphs = " and --dataset glyphs" * (run.data.name == "glyphs" and run.flags.dataset == "auto")
+        print(f"next         for the IWAE bounds: the same command with --train 0{glyphs}", flush=True)
