@@ -225,14 +225,14 @@ def extended(tmp_path):
     assert list(EXAMPLES) == [
         *("codebase/models/vampvae.py", "codebase/models/twolayervae.py"),
         *("codebase/models/betavae.py", "run_betavae.py", "codebase/models/dregvae.py", "run_convvae.py"),
-        *("codebase/models/logisticfsvae.py", "run_m1m2.py", "judge.py"),
+        *("codebase/models/logisticfsvae.py", "codebase/models/m1m2.py", "run_m1m2.py", "judge.py"),
     ]
     shutil.copytree(ROOT / "codebase", tmp_path / "codebase", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "run_vae.py", tmp_path)
     for name, code in EXAMPLES.items():
         (tmp_path / name).write_text(code)
     copies = COPIES.findall(EXTENDING)
-    names = [f"run_{name}.py" for name in ("vampvae", "twolayervae", "dregvae", "logisticfsvae")]
+    names = [f"run_{name}.py" for name in ("vampvae", "twolayervae", "dregvae", "logisticfsvae", "m1")]
     assert [name for _, name, _ in copies] == names
     for like, name, changes in copies:
         (tmp_path / name).write_text(edited(like, *re.findall(r"`([^`]+)`\s+by\s+`([^`]+)`", changes)))
@@ -313,7 +313,7 @@ def test_the_beta_vae_warms_up():
 
 def test_m2_is_of_real_vectors():
     """Its likelihood is a normal whose mean and variance the decoder gives."""
-    model = names_in(EXAMPLES["run_m1m2.py"])["M2"](1, 100, 4, classes=3, x_dim=5).double()
+    model = names_in(EXAMPLES["codebase/models/m1m2.py"])["M2"](1, 10, 0, 4, classes=3, x_dim=5).double()
     h, z, y = torch.randn(6, 5).double(), torch.randn(2, 6, 4).double(), torch.eye(3)[[0, 1, 2, 2, 1, 0]].double()
     m, s = model.dec.net(torch.cat([z, y.expand(2, 6, 3)], -1)).chunk(2, -1)
     oracle = Normal(m, torch.nn.functional.softplus(s).add(1e-8).sqrt())
@@ -392,13 +392,14 @@ def results_of(logs):
 def test_m1_then_m2(example, extended, digits):
     """The reported accuracy, and its curve, are those of the saved weights of both models; there is a picture."""
     for run in (0, 1):
-        example("run_vae.py", "--z", 50, "--run", run)
-    m2, images = names_in(EXAMPLES["run_m1m2.py"])["M2"](1, 100, 3, classes=10, x_dim=50), data.load(digits)
+        example("run_m1.py", "--z", 50, "--hidden", 600, "--run", run)
+    models, images = names_in(EXAMPLES["codebase/models/m1m2.py"]), data.load(digits)
+    m1, m2 = models["M1"](), models["M2"](1, 10, 0.00167, 3, classes=10, x_dim=50)
     for run in (1, 0):
         out = example("run_m1m2.py", "--z", 3, "--run", run)
-        (logs,) = extended.glob(f"logs/model=m1m2_gw=1_cw=100_z=3_data=*_run=000{run}")
-        (path,) = extended.glob(f"checkpoints/model=vae_z=50_*_run=000{run}")
-        h = load(path).mean_z(data.scaled(images.x_test)).detach()
+        (logs,) = extended.glob(f"logs/model=m1m2_gw=1_cw=10_lw=0.00167_z=3_data=*_run=000{run}")
+        (path,) = extended.glob(f"checkpoints/model=m1_z=50_hidden=600_*_run=000{run}")
+        h = load(path, m1).mean_z(data.scaled(images.x_test)).detach()
         right = load(extended / "checkpoints" / logs.name, m2).log_q_y(h).argmax(1) == images.y_test
         number = results_of(logs)["test"]["accuracy_percent"]
         assert number["mean"] == pytest.approx(100 * right.float().mean().item())
