@@ -120,7 +120,7 @@ def batches_of(name, images):
 
 def time_model(name, flags):
     usual = "svhn" if name == "fsvae" else "mnist"
-    images = data.load("mnist" if flags.data_dir and name != "fsvae" else "glyphs", flags.data_dir or "data", usual)
+    images = data.load("mnist" if flags.data_dir and name != "fsvae" else "glyphs", flags.data_dir, usual)
     print(f"\n{name}, batch 100, {images.name}, {DEVICE}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     batches, prepare = batches_of(name, images)
     loops = {}

@@ -40,7 +40,7 @@ def tiny_mnist(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-def test_mnist_from_plain_and_gzipped_files(tiny_mnist):
+def test_mnist_from_plain_and_gzipped_files(tiny_mnist, monkeypatch):
     before = contents(tiny_mnist)
     images = data.load("mnist", tiny_mnist)
     assert images.name == "mnist"
@@ -52,6 +52,8 @@ def test_mnist_from_plain_and_gzipped_files(tiny_mnist):
     assert images.y_test.tolist() == list(range(10)) * 2
     assert images.x_test.tolist() == np.random.RandomState(2).randint(0, 256, (20, 784)).tolist()
     assert contents(tiny_mnist) == before
+    monkeypatch.chdir(tiny_mnist.parent)
+    assert data.load("mnist").origin == "MNIST from data/MNIST/raw"
 
 
 @pytest.mark.parametrize(

@@ -369,6 +369,7 @@ def test_a_judge_of_generated_images(tmp_path):
 @pytest.mark.parametrize("name", ["run_fsvae.py", "run_ssvae.py"])
 def test_the_judge_of_a_run(on_digits, extended, tmp_path, monkeypatch, capsys, name):
     """By its folder alone, from any folder; with a progress bar."""
+    monkeypatch.delenv("DATA_DIR", raising=False)  # the recorded data_dir is then None
     assert on_digits(name, "--z", 3, "--iter_max", 5)[0] == 0
     (folder,) = tmp_path.glob("checkpoints/*")
     path = extended / "judge.py"

@@ -63,14 +63,14 @@ class Data(NamedTuple):
         return images if y is None else images._replace(y_train=y[:left], y_validation=y[left:])
 
 
-def load(dataset, data_dir="data", usual="mnist", split="extra"):
+def load(dataset, data_dir=None, usual="mnist", split="extra"):
     """The data set of that name. Raises InputError.
 
-    dataset: 'mnist' or 'svhn' (in data_dir; missing files are downloaded), 'glyphs' (the built-in digits, in colour if
-    `usual` is 'svhn'), the path of an .npz file, or 'auto': `usual`, or the glyphs, with a warning, if that cannot be
-    downloaded. split: SVHN's training images, a key of SVHN_SPLITS.
+    dataset: 'mnist' or 'svhn' (in data_dir, by default data; missing files are downloaded), 'glyphs' (the built-in
+    digits, in colour if `usual` is 'svhn'), the path of an .npz file, or 'auto': `usual`, or the glyphs, with a
+    warning, if that cannot be downloaded. split: SVHN's training images, a key of SVHN_SPLITS.
     """
-    dataset, folder = str(dataset), Path(data_dir)
+    dataset, folder = str(dataset), Path(data_dir or "data")
     name = usual if dataset == "auto" else dataset
     if split != "extra" and name != "svhn":
         raise InputError(f"--split {split} is for SVHN: it cannot be used with --dataset {dataset}.")

@@ -48,7 +48,7 @@ def open_run(model, flags, usual_data="mnist"):
     wanted = flags.dataset
     if wanted == "auto" and (flags.data_dir or flags.resume or flags.train == 0):
         wanted = usual_data
-    images = data.load(wanted, flags.data_dir or "data", usual_data, getattr(flags, "split", "extra"))
+    images = data.load(wanted, flags.data_dir, usual_data, getattr(flags, "split", "extra"))
     images = images.hold_out(flags.validation).to(device)
     if images.name != "svhn" and hasattr(flags, "split"):
         flags.split = None
