@@ -57,8 +57,8 @@ def test_complaints_of_the_parser(capsys, own_flags, args, complaint):
 def test_what_the_flags_imply():
     assert parsed("--run", 3).seed == 3
     assert parsed("--iw_eval", "100,1,10").iw_eval == [1, 10, 100]
-    file = parsed("--checkpoint", "x.pt", "--train", 2, "--iter_max", 5)
-    assert (file.train, file.checkpoint) == (0, "x.pt")  # it is evaluated, not trained
+    file = parsed("--checkpoint", __file__, "--train", 2, "--iter_max", 5)
+    assert (file.train, file.checkpoint) == (0, __file__)  # it is evaluated, not trained
     second = parsed("--run", 3, "--seed", 7, "--replicates", 2).of_run(1)
     assert (second.run, second.seed) == (4, 8)
     assert parsed("--train", 0, "--resume", 1, "--iter_max", 10**16).step == 10**16  # no errors
@@ -82,13 +82,13 @@ def test_a_script_has_defaults_of_its_own():
 @pytest.mark.parametrize(
     ("name", "args", "complaint"),
     [
-        # Errors of the parser, one for each script.
+        # Errors of the parser, at least one for each script.
         ("run_vae.py", ("--z", 0), "run_vae.py: error: argument --z: '0' is not"),
+        ("run_vae.py", ("--checkpoint", "x.pt"), "argument --checkpoint: 'x.pt' is not a file"),
         ("run_gmvae.py", ("--k", 0), "run_gmvae.py: error: argument --k: '0' is not"),
         ("run_ssvae.py", ("--gw", -1), "run_ssvae.py: error: argument --gw: '-1' is not"),
         ("run_fsvae.py", ("--split", "test"), "run_fsvae.py: error: argument --split: invalid choice: 'test'"),
         # Errors that depend on the data and the files.
-        ("run_vae.py", ("--checkpoint", "x.pt"), "No such file or directory: 'x.pt'"),
         ("run_vae.py", ("--train", 0), "_run=0000 has no model-*.pt: train first (there is no other run of this"),
         ("run_vae.py", ("--batch_size", 301), "--batch_size 301 is more than the 300 training images"),
         ("run_vae.py", ("--dataset", "absent.npz"), "absent.npz is not a readable .npz file"),

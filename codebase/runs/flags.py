@@ -61,6 +61,7 @@ size = checked(int, lambda n: n >= 1, "a whole number, 1 or more")
 weight = checked(number, lambda x: 0 <= x < math.inf, "a number, 0 or more")
 positive = checked(float, lambda x: 0 < x < math.inf, "a number above 0")
 sample_counts = checked(whole_numbers, lambda ns: ns[0] >= 1, "a list of whole numbers, 1 or more, such as 1,10,100")
+file = checked(str, os.path.isfile, "a file")
 lr_schedule = checked(schedule, lambda text: text[0] not in "-0", "constant, cosine, burda, or steps: 8000,16000")
 SWITCH = (0, 1)
 
@@ -91,7 +92,7 @@ SHARED_FLAGS = [
     Flag("resume", 0, SWITCH, "1: resume this run from its last checkpoint, or start it", False),
     Flag("overwrite", 0, SWITCH, "1: delete what this run has saved, and start again", False),
     Flag("deterministic", 0, SWITCH, "1: only algorithms that give the same numbers each time; may be slower", False),
-    Flag("checkpoint", None, str, "a file of weights to evaluate, as --train 0 does, instead of the run's own", False),
+    Flag("checkpoint", None, file, "a file of weights to evaluate, as --train 0 does, instead of the run's own", False),
 ]
 
 
